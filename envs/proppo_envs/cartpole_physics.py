@@ -1,0 +1,174 @@
+r"""Motion of a cart with a pole: pure functions of numpy arrays.
+
+Convention
+    State ``[..., 4]``: cart position x (m, to the right), cart velocity (m/s), pole angle theta
+    (rad), pole angular velocity (rad/s). The angle is 0 when the pole stands upright, grows
+    counter-clockwise (a positive angle leans *left*) and is never wrapped; hanging is pi.
+    Hence the tip of a pole of length l is at :math:`(x - l \sin\theta,\; l \cos\theta)`.
+    A positive force pushes the cart to the right, and with it an upright pole to the left.
+
+Derivation
+    The pole is a uniform rod of mass m hinged to a cart of mass M. Its centre of mass, at
+    :math:`(x - \tfrac l2 \sin\theta,\; \tfrac l2 \cos\theta)`, has the velocity
+    :math:`(\dot x - \tfrac l2 \dot\theta\cos\theta,\; -\tfrac l2 \dot\theta\sin\theta)`, and it
+    turns about that centre with moment of inertia :math:`m l^2 / 12`. So
+
+    .. math::
+        T &= \tfrac12 (M + m) \dot x^2 - \tfrac12 m l \dot x \dot\theta \cos\theta
+             + \tfrac16 m l^2 \dot\theta^2 \\
+        V &= \tfrac12 m g l \cos\theta
+
+    Lagrange's equations, with the force u and the friction :math:`-b \dot x` on the cart, read
+
+    .. math::
+        (M + m) \ddot x - \tfrac12 m l (\ddot\theta \cos\theta - \dot\theta^2 \sin\theta)
+            &= u - b \dot x \\
+        \tfrac13 m l^2 \ddot\theta - \tfrac12 m l \ddot x \cos\theta
+            - \tfrac12 m g l \sin\theta &= 0
+
+    and solved for the accelerations
+
+    .. math::
+        \ddot x &= \frac{u - b \dot x + \tfrac34 m g \sin\theta \cos\theta
+                   - \tfrac12 m l \dot\theta^2 \sin\theta}
+                  {M + m - \tfrac34 m \cos^2\theta} \\
+        \ddot\theta &= \frac{3}{2 l} (\ddot x \cos\theta + g \sin\theta)
+
+    With theta replaced by theta + pi these are the equations of Deisenroth (2010, "Efficient
+    Reinforcement Learning using Gaussian Processes", appendix C.2), who measures from hanging.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CartPoleParameters:
+    """Constants of the cart and pole; the defaults are PILCO's.
+
+    Args:
+        cart_mass: M (kg).
+        pole_mass: m (kg), uniformly along the pole.
+        pole_length: l (m).
+        friction: b, of the cart on the ground (N per m/s).
+        gravity: g (m/s^2).
+    """
+
+    cart_mass: float = 0.5
+    pole_mass: float = 0.5
+    pole_length: float = 0.5
+    friction: float = 0.1
+    gravity: float = 9.82
+
+
+def state_derivative(
+    state: FloatArray, force: FloatArray | float, parameters: CartPoleParameters
+) -> FloatArray:
+    """Time derivative of the state, by the equations in this module's docstring.
+
+    Args:
+        state: ``[..., 4]``.
+        force: on the cart (N), ``[...]`` or one number.
+        parameters: constants of the system.
+
+    Returns:
+        ``[..., 4]``: velocity (m/s), acceleration (m/s^2), angular velocity (rad/s), angular
+        acceleration (rad/s^2).
+    """
+    p = parameters
+    velocity, angle, angular_velocity = state[..., 1], state[..., 2], state[..., 3]
+    sin, cos = np.sin(angle), np.cos(angle)
+    acceleration = (
+        force
+        - p.friction * velocity
+        + 0.75 * p.pole_mass * p.gravity * sin * cos
+        - 0.5 * p.pole_mass * p.pole_length * angular_velocity**2 * sin
+    ) / (p.cart_mass + p.pole_mass - 0.75 * p.pole_mass * cos**2)
+    angular_acceleration = 1.5 / p.pole_length * (acceleration * cos + p.gravity * sin)
+    derivative = np.empty_like(state)
+    derivative[..., 0] = velocity
+    derivative[..., 1] = acceleration
+    derivative[..., 2] = angular_velocity
+    derivative[..., 3] = angular_acceleration
+    return derivative
+
+
+def integrate(
+    state: FloatArray,
+    force: FloatArray | float,
+    *,
+    duration: float,
+    substeps: int,
+    parameters: CartPoleParameters,
+) -> FloatArray:
+    """State after ``duration`` seconds under a constant force (zero-order hold).
+
+    The classical Runge-Kutta method of fourth order, with steps of ``duration / substeps``.
+
+    Args:
+        state: ``[..., 4]``; not changed.
+        force: on the cart (N), ``[...]`` or one number.
+        duration: time to integrate over (s).
+        substeps: number of Runge-Kutta steps, at least 1.
+        parameters: constants of the system.
+
+    Returns:
+        ``[..., 4]``, a new array.
+
+    Raises:
+        ValueError: ``substeps`` is less than 1.
+    """
+    if substeps < 1:
+        raise ValueError(f"substeps: expected at least 1, got {substeps!r}")
+    step = duration / substeps
+    state = np.array(state, dtype=np.float64)
+    for _ in range(substeps):
+        k1 = state_derivative(state, force, parameters)
+        k2 = state_derivative(state + 0.5 * step * k1, force, parameters)
+        k3 = state_derivative(state + 0.5 * step * k2, force, parameters)
+        k4 = state_derivative(state + step * k3, force, parameters)
+        state = state + step / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
+    return state
+
+
+def tip_position(state: FloatArray, parameters: CartPoleParameters) -> FloatArray:
+    """Position of the pole's tip relative to the pivot's height over the origin.
+
+    Args:
+        state: ``[..., 4]``.
+        parameters: constants of the system.
+
+    Returns:
+        ``[..., 2]``: to the right (m), upwards (m).
+    """
+    position, angle = state[..., 0], state[..., 2]
+    length = parameters.pole_length
+    return np.stack([position - length * np.sin(angle), length * np.cos(angle)], axis=-1)
+
+
+def total_energy(state: FloatArray, parameters: CartPoleParameters) -> FloatArray:
+    """Kinetic and potential energy T + V, the latter 0 with the pole horizontal.
+
+    Args:
+        state: ``[..., 4]``.
+        parameters: constants of the system.
+
+    Returns:
+        ``[...]`` (J). It is constant without friction and force.
+    """
+    p = parameters
+    velocity, angle, angular_velocity = state[..., 1], state[..., 2], state[..., 3]
+    cos = np.cos(angle)
+    kinetic = (
+        0.5 * (p.cart_mass + p.pole_mass) * velocity**2
+        - 0.5 * p.pole_mass * p.pole_length * velocity * angular_velocity * cos
+        + p.pole_mass * p.pole_length**2 * angular_velocity**2 / 6.0
+    )
+    energy: FloatArray = kinetic + 0.5 * p.pole_mass * p.gravity * p.pole_length * cos
+    return energy

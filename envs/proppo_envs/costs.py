@@ -1,0 +1,87 @@
+"""Costs of the environments: differentiable, batched, each written once.
+
+An environment computes its reward from the function here that its agents differentiate, so the
+two cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def tip_distance_squared(observation: Tensor, *, pole_length: float) -> Tensor:
+    r"""Squared distance of the pole's tip from where it stands when balanced over the origin.
+
+    .. math:: d^2 = (x - l \sin\theta)^2 + (l \cos\theta - l)^2
+
+    The angle is 0 upright and grows counter-clockwise, so a positive angle leans left and the tip
+    is at :math:`(x - l \sin\theta,\; l \cos\theta)`, in metres from the pivot's height over the
+    origin. The angle enters by sine and cosine only: the distance has its period of 2 pi.
+
+    Args:
+        observation: ``[..., 4]``, cart position (m), cart velocity (m/s), pole angle (rad), pole
+            angular velocity (rad/s). A true state serves as well.
+        pole_length: length l of the pole (m), positive.
+
+    Returns:
+        ``[...]``, in square metres, of the observation's dtype.
+
+    Raises:
+        TypeError: ``observation`` is not a floating-point tensor.
+        ValueError: its last axis does not have size 4, or the length is not positive and finite.
+    """
+    _check_observation(observation)
+    _check_positive("pole_length", pole_length)
+    position, angle = observation[..., 0], observation[..., 2]
+    horizontal = position - pole_length * torch.sin(angle)
+    # 1 - cos(angle), without its cancellation near upright, where the agent shall end up.
+    vertical = 2.0 * pole_length * torch.sin(0.5 * angle).square()
+    return horizontal.square() + vertical.square()
+
+
+def tip_distance_cost(observation: Tensor, *, pole_length: float, width: float) -> Tensor:
+    r"""Saturating cost of the distance of the pole's tip from balance over the origin.
+
+    .. math:: c = 1 - \exp\left(-\frac{d^2}{2 w^2}\right) \in [0, 1]
+
+    with the distance d of :func:`tip_distance_squared`. The form is PILCO's (Deisenroth and
+    Rasmussen, 2011, Eq. 25); PILCO takes w = 0.25 m, PIPPS (Parmas et al., 2018) 0.5 m.
+
+    Args:
+        observation: ``[..., 4]``, cart position (m), cart velocity (m/s), pole angle (rad), pole
+            angular velocity (rad/s), the angle 0 upright and growing counter-clockwise.
+        pole_length: length of the pole (m), positive.
+        width: width w of the cost (m), positive.
+
+    Returns:
+        ``[...]``, dimensionless, of the observation's dtype. It can be differentiated everywhere,
+        at the target too.
+
+    Raises:
+        TypeError: ``observation`` is not a floating-point tensor.
+        ValueError: its last axis does not have size 4, or the length or the width is not positive
+            and finite.
+    """
+    _check_positive("width", width)
+    squared = tip_distance_squared(observation, pole_length=pole_length)
+    # expm1: near the target 1 - exp(-small) would lose every digit in float32.
+    return -torch.expm1(squared * (-0.5 / width**2))
+
+
+def _check_observation(observation: Tensor) -> None:
+    if not isinstance(observation, Tensor):
+        raise TypeError(f"observation: expected a torch.Tensor, got {type(observation).__name__}")
+    if not observation.is_floating_point():
+        raise TypeError(
+            f"observation: expected a floating-point tensor, got dtype {observation.dtype}"
+        )
+    if observation.dim() == 0 or observation.shape[-1] != 4:
+        raise ValueError(f"observation: expected shape [..., 4], got {list(observation.shape)}")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0.0):
+        raise ValueError(f"{name}: expected a positive finite number, got {value!r}")

@@ -1,0 +1,149 @@
+"""Pictures of the cart-pole, drawn with pygame, which is imported only when one is asked for."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from gymnasium.error import DependencyNotInstalled
+from numpy.typing import NDArray
+
+WIDTH, HEIGHT = 600, 300
+_PIXELS_PER_METRE = 150.0
+# Drawn larger and scaled down: lines come out smooth, which pygame's thick lines are not.
+_SUPERSAMPLING = 2
+
+_BACKGROUND = (255, 255, 255)
+_TRACK = (120, 120, 120)
+_CART = (52, 73, 94)
+_POLE = (192, 111, 52)
+_TARGET = (39, 144, 86)
+
+
+class CartPoleRenderer:
+    """Draws cart, pole, track and target, as an image or into a window.
+
+    The view follows the cart in whole widths of the track, because the track has no end.
+
+    Args:
+        pole_length: length of the pole (m).
+        frames_per_second: the rate to which :meth:`show` slows its caller down.
+
+    Raises:
+        gymnasium.error.DependencyNotInstalled: pygame is missing.
+    """
+
+    def __init__(self, *, pole_length: float, frames_per_second: int) -> None:
+        self._pygame = _import_pygame()
+        self._pole_length = pole_length
+        self._frames_per_second = frames_per_second
+        self._window: Any = None
+        self._clock: Any = None
+
+    def image(self, position: float, angle: float) -> NDArray[np.uint8]:
+        """The picture as an array.
+
+        Args:
+            position: of the cart (m).
+            angle: of the pole (rad), 0 upright, positive leaning left.
+
+        Returns:
+            ``[height, width, 3]``, uint8.
+        """
+        pixels = self._pygame.surfarray.array3d(self._draw(position, angle))
+        # pygame keeps the horizontal axis first.
+        return np.ascontiguousarray(pixels.transpose(1, 0, 2), dtype=np.uint8)
+
+    def show(self, position: float, angle: float) -> None:
+        """Put the picture into a window, which the first call opens.
+
+        Args:
+            position: of the cart (m).
+            angle: of the pole (rad), 0 upright, positive leaning left.
+        """
+        pygame = self._pygame
+        if self._window is None:
+            pygame.display.init()
+            pygame.display.set_caption("CartPoleSwingUp")
+            self._window = pygame.display.set_mode((WIDTH, HEIGHT))
+            self._clock = pygame.time.Clock()
+        self._window.blit(self._draw(position, angle), (0, 0))
+        # Without this the window system takes the window for dead.
+        pygame.event.pump()
+        pygame.display.flip()
+        self._clock.tick(self._frames_per_second)
+
+    def close(self) -> None:
+        """Close the window, if there is one."""
+        if self._window is not None:
+            self._pygame.display.quit()
+            self._window = None
+            self._clock = None
+
+    def _draw(self, position: float, angle: float) -> Any:
+        pygame = self._pygame
+        scale = _SUPERSAMPLING
+        metre = _PIXELS_PER_METRE * scale
+        surface = pygame.Surface((WIDTH * scale, HEIGHT * scale))
+        surface.fill(_BACKGROUND)
+        view = WIDTH / _PIXELS_PER_METRE
+        centre = view * round(position / view)
+
+        def pixel(x: float, y: float) -> tuple[int, int]:
+            """Metres right of the origin and above the pivot, as a pixel, which counts down."""
+            return (
+                round(WIDTH * scale / 2 + (x - centre) * metre),
+                round(HEIGHT * scale * 0.55 - y * metre),
+            )
+
+        length = self._pole_length
+        pivot = pixel(position, 0.0)
+        tip = pixel(position - length * math.sin(angle), length * math.cos(angle))
+        cart_width, cart_height = round(0.3 * metre), round(0.14 * metre)
+
+        track = pivot[1] + cart_height // 2
+        pygame.draw.line(surface, _TRACK, (0, track), (WIDTH * scale, track), 2 * scale)
+        target = pixel(0.0, length)
+        pygame.draw.line(surface, _TRACK, (target[0], track), (target[0], track + 8 * scale), scale)
+        cart = pygame.Rect(0, 0, cart_width, cart_height)
+        cart.center = pivot
+        pygame.draw.rect(surface, _CART, cart, border_radius=4 * scale)
+        _thick_line(pygame, surface, _POLE, pivot, tip, 8 * scale)
+        pygame.draw.circle(surface, _BACKGROUND, pivot, 3 * scale)
+        # Last, so that the pole cannot hide whether it has arrived.
+        pygame.draw.circle(surface, _TARGET, target, 9 * scale, 2 * scale)
+        return pygame.transform.smoothscale(surface, (WIDTH, HEIGHT))
+
+
+def _thick_line(
+    pygame: Any,
+    surface: Any,
+    colour: tuple[int, int, int],
+    start: tuple[int, int],
+    end: tuple[int, int],
+    width: int,
+) -> None:
+    """A line with round ends; pygame cuts the ends of thick slanted lines askew."""
+    dx, dy = end[0] - start[0], end[1] - start[1]
+    norm = math.hypot(dx, dy) or 1.0
+    nx, ny = -dy / norm * width / 2, dx / norm * width / 2
+    corners = [
+        (start[0] + nx, start[1] + ny),
+        (end[0] + nx, end[1] + ny),
+        (end[0] - nx, end[1] - ny),
+        (start[0] - nx, start[1] - ny),
+    ]
+    pygame.draw.polygon(surface, colour, corners)
+    pygame.draw.circle(surface, colour, start, width // 2)
+    pygame.draw.circle(surface, colour, end, width // 2)
+
+
+def _import_pygame() -> Any:
+    try:
+        import pygame
+    except ImportError as error:
+        raise DependencyNotInstalled(
+            'rendering needs pygame, which is missing: pip install "lightning-proppo[render]"'
+        ) from error
+    return pygame
