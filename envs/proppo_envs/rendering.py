@@ -35,7 +35,8 @@ class CartPoleRenderer:
     """
 
     def __init__(self, *, pole_length: float, frames_per_second: int) -> None:
-        self._pygame = _import_pygame()
+        # Not kept: an environment that held a module could be neither pickled nor deep-copied.
+        _import_pygame()
         self._pole_length = pole_length
         self._frames_per_second = frames_per_second
         self._window: Any = None
@@ -51,7 +52,7 @@ class CartPoleRenderer:
         Returns:
             ``[height, width, 3]``, uint8.
         """
-        pixels = self._pygame.surfarray.array3d(self._draw(position, angle))
+        pixels = _import_pygame().surfarray.array3d(self._draw(position, angle))
         # pygame keeps the horizontal axis first.
         return np.ascontiguousarray(pixels.transpose(1, 0, 2), dtype=np.uint8)
 
@@ -62,7 +63,7 @@ class CartPoleRenderer:
             position: of the cart (m).
             angle: of the pole (rad), 0 upright, positive leaning left.
         """
-        pygame = self._pygame
+        pygame = _import_pygame()
         if self._window is None:
             pygame.display.init()
             pygame.display.set_caption("CartPoleSwingUp")
@@ -77,12 +78,12 @@ class CartPoleRenderer:
     def close(self) -> None:
         """Close the window, if there is one."""
         if self._window is not None:
-            self._pygame.display.quit()
+            _import_pygame().display.quit()
             self._window = None
             self._clock = None
 
     def _draw(self, position: float, angle: float) -> Any:
-        pygame = self._pygame
+        pygame = _import_pygame()
         scale = _SUPERSAMPLING
         metre = _PIXELS_PER_METRE * scale
         surface = pygame.Surface((WIDTH * scale, HEIGHT * scale))
