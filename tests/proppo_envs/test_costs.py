@@ -83,7 +83,7 @@ def test_gradients() -> None:
 def test_the_gradient_at_the_target_is_zero_and_its_curvature_is_not() -> None:
     target = torch.zeros(4, dtype=torch.float64)
     torch.testing.assert_close(torch.func.grad(cost)(target), torch.zeros(4, dtype=torch.float64))
-    curvature = torch.autograd.functional.hessian(cost, target)
+    curvature = torch.autograd.functional.hessian(cost, target)  # type: ignore[no-untyped-call]
     # d^2 is (x - l theta)^2 near the target, so that the cost is that over 2 w^2.
     assert curvature[0, 0].item() == pytest.approx(1 / 0.5**2)
     assert curvature[0, 2].item() == pytest.approx(-0.5 / 0.5**2)
