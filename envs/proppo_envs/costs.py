@@ -48,7 +48,7 @@ def tip_distance_cost(observation: Tensor, *, pole_length: float, width: float) 
     .. math:: c = 1 - \exp\left(-\frac{d^2}{2 w^2}\right) \in [0, 1]
 
     with the distance d of :func:`tip_distance_squared`. The form is PILCO's (Deisenroth and
-    Rasmussen, 2011, Eq. 25); PILCO takes w = 0.25 m, PIPPS (Parmas et al., 2018) 0.5 m.
+    Rasmussen, 2011); PILCO takes w = 0.25 m, PIPPS (Parmas et al., 2018) 0.5 m.
 
     Args:
         observation: ``[..., 4]``, cart position (m), cart velocity (m/s), pole angle (rad), pole
