@@ -1,0 +1,24 @@
+"""Monte Carlo gradient estimation through stochastic rollouts, for PyTorch Lightning.
+
+Record a rollout's samples with a :class:`PropagationManager`, return ``manager.loss(costs)``, and
+``loss.backward()`` runs the propagators (RP, LR, TP, GR, GS) instead of plain back-propagation.
+:class:`PropagationCallback` gives a LightningModule its manager.
+"""
+
+from lightning_proppo.baselines import mean_baseline, no_baseline
+from lightning_proppo.callbacks import PropagationCallback
+from lightning_proppo.errors import PropagationError
+from lightning_proppo.manager import PropagationManager
+from lightning_proppo.variances import expand, inverse_variance_weighting
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PropagationCallback",
+    "PropagationError",
+    "PropagationManager",
+    "expand",
+    "inverse_variance_weighting",
+    "mean_baseline",
+    "no_baseline",
+]

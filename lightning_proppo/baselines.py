@@ -1,0 +1,40 @@
+"""Baselines for likelihood-ratio gradients (Appendix D, listing 7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def mean_baseline(local_losses: Tensor, node: Any = None) -> Tensor:
+    r"""Subtract from each particle's loss the mean of all the others.
+
+    .. math:: L_i - \frac{1}{P - 1} \sum_{j \ne i} L_j
+
+    The baseline of a particle does not depend on it, so it adds no bias.
+
+    Args:
+        local_losses: [P, 1] or [P].
+        node: not used.
+
+    Raises:
+        ValueError: for a single particle, which has no others.
+    """
+    del node
+    particles = local_losses.shape[0]
+    if particles < 2:
+        raise ValueError(
+            "local_losses must have at least 2 particles for a leave-one-out baseline; got shape "
+            f"{list(local_losses.shape)}. Use more particles, or baseline=False."
+        )
+    total = local_losses.sum(0, keepdim=True)
+    return local_losses - (total - local_losses) / (particles - 1)
+
+
+def no_baseline(local_losses: Tensor, node: Any = None) -> Tensor:
+    """Return the losses as they are."""
+    del node
+    return local_losses

@@ -1,0 +1,161 @@
+"""The callback that puts a propagation manager into a LightningModule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback
+
+from lightning_proppo.errors import PropagationError
+from lightning_proppo.manager import PropagationManager
+from lightning_proppo.propagators import Propagator
+
+
+class PropagationCallback(Callback):
+    """Gives the module its manager, and looks after the manager's tape during training.
+
+    - The module finds a :class:`PropagationManager` under ``attribute``. A module that brings its
+      own keeps it.
+    - The tape is cleared at each batch and after an exception.
+    - With several ranks, each draws noise of its own, also after ``seed_everything``.
+    - A ``training_step`` whose rollout would be lost without a word is an error.
+    - The module's loggers get ``propagation/cost`` and, with TP, ``propagation/lr_weight``, the
+      mean weight given to LR.
+
+    It works in ``pytorch_lightning.Trainer`` and in ``lightning.pytorch.Trainer``.
+
+    Args:
+        propagator: the estimator: a name (``"RP"``, ``"LR"``, ``"TP"``, ``"GR"``, ``"GS"``,
+            ``"TP+GS"``) or a propagator.
+        loss_propagator: what computes at losses; None: what the estimator asks for.
+        attribute: the module's attribute that holds the manager.
+        log: whether to log.
+
+    Raises:
+        TypeError, ValueError: for an unknown estimator.
+    """
+
+    def __init__(
+        self,
+        propagator: str | Propagator = "TP",
+        loss_propagator: Propagator | None = None,
+        attribute: str = "manager",
+        log: bool = True,
+    ) -> None:
+        if not isinstance(attribute, str) or not attribute.isidentifier():
+            raise ValueError(f"attribute must be the name of an attribute; got {attribute!r}.")
+        if not isinstance(propagator, (str, Propagator)):
+            raise TypeError(
+                "propagator must be an estimator's name or a Propagator; got "
+                f"{type(propagator).__name__}."
+            )
+        self.propagator = propagator
+        self.loss_propagator = loss_propagator
+        self.attribute = attribute
+        self.log_statistics = log
+        # Made at once, so that a misspelt name is an error where it was written.
+        self._manager = self._make_manager()
+
+    def manager_of(self, pl_module: Any) -> PropagationManager:
+        """Return the module's manager.
+
+        Raises:
+            PropagationError: if the module has none.
+        """
+        manager = getattr(pl_module, self.attribute, None)
+        if not isinstance(manager, PropagationManager):
+            raise PropagationError(
+                f"{type(pl_module).__name__}.{self.attribute} must be a PropagationManager; got "
+                f"{type(manager).__name__}."
+            )
+        return manager
+
+    # -- Lightning's hooks -------------------------------------------------------------------
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Give the module its manager."""
+        del trainer, stage
+        present = getattr(pl_module, self.attribute, None)
+        if present is None or getattr(present, "given_by_callback", False):
+            setattr(pl_module, self.attribute, self._manager)
+        else:
+            self.manager_of(pl_module)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Give each rank noise of its own."""
+        del pl_module
+        if trainer.world_size > 1:
+            # seed_everything gave every rank the same state; the ranks' seeds are drawn from it.
+            seeds = torch.randint(0, 2**62, (trainer.world_size,), dtype=torch.int64)
+            torch.manual_seed(int(seeds[trainer.global_rank]))
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Clear the tape."""
+        del trainer, batch, batch_idx
+        manager = self.manager_of(pl_module)
+        manager.reset()
+        manager.undifferentiated = 0
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """Refuse a loss that leaves a recorded rollout out."""
+        del trainer, loss
+        if pl_module.automatic_optimization:
+            self._check_nothing_is_lost(pl_module, after_backward=False)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Refuse a batch that left a recorded rollout out; log."""
+        del trainer, batch, batch_idx
+        self._check_nothing_is_lost(pl_module, after_backward=True)
+        if self.log_statistics:
+            self._log(pl_module, outputs)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Clear the tape."""
+        del trainer, exception
+        manager = getattr(pl_module, self.attribute, None)
+        if isinstance(manager, PropagationManager):
+            manager.reset()
+            manager.undifferentiated = 0
+
+    # -- inner -------------------------------------------------------------------------------
+
+    def _make_manager(self) -> PropagationManager:
+        manager = PropagationManager(self.propagator, self.loss_propagator)
+        manager.given_by_callback = True
+        return manager
+
+    def _check_nothing_is_lost(self, pl_module: Any, after_backward: bool) -> None:
+        manager = self.manager_of(pl_module)
+        name = f"{type(pl_module).__name__}.training_step"
+        if manager.recorded:
+            count = manager.recorded
+            manager.reset()
+            raise PropagationError(
+                f"{name} recorded {count} samples or costs but did not return "
+                f"self.{self.attribute}.loss(...), so their gradient would be lost. Return it "
+                "(or a sum with it); draw samples that need no gradient under torch.no_grad()."
+            )
+        if after_backward and manager.undifferentiated and pl_module.automatic_optimization:
+            count = manager.undifferentiated
+            manager.undifferentiated = 0
+            raise PropagationError(
+                f"{name} called self.{self.attribute}.loss(...) but {count} of the losses it made "
+                "was not part of what it returned, so that it was never differentiated. Return "
+                "the loss itself, not its item() or detach()."
+            )
+
+    def _log(self, pl_module: Any, outputs: Any) -> None:
+        manager = self.manager_of(pl_module)
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if manager.last_cost is not None:
+            pl_module.log("propagation/cost", manager.last_cost)
+        elif isinstance(loss, torch.Tensor):
+            pl_module.log("propagation/cost", loss.detach())
+        weights = manager.statistics.get("lr_weight")
+        if weights:
+            pl_module.log("propagation/lr_weight", torch.stack(weights).mean())

@@ -1,0 +1,143 @@
+"""The hand-over: one autograd node whose backward pass runs a tape's propagators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lightning_proppo.errors import PropagationError
+from lightning_proppo.graph import Pullback, activate, is_cut, tape_of
+from lightning_proppo.tape import Tape
+
+
+class ClosedTape:
+    """A tape that takes no more nodes and waits to be differentiated.
+
+    Args:
+        tape: the tape.
+        name: of the manager's method that closed it, for error messages.
+
+    Attributes:
+        parameters: the leaf tensors that the recorded graph reaches.
+        differentiated: whether a backward pass has been run.
+
+    Raises:
+        PropagationError: if the recorded graph reaches samples of another rollout.
+    """
+
+    def __init__(self, tape: Tape, name: str) -> None:
+        parameters, cuts = tape.collect_leaves()
+        for leaf in cuts.values():
+            owner = tape_of(leaf)
+            other = owner() if owner is not None else None
+            if other is None or other.root is not tape:
+                tape.release()
+                raise PropagationError(
+                    f"{name}: the costs depend on a sample of another rollout (shape "
+                    f"{list(leaf.shape)}), whose gradient would be lost. To start a rollout from "
+                    "where another ended, detach() the state; to differentiate through both, "
+                    "record them before a single loss()."
+                )
+        self.tape = tape
+        self.parameters = list(parameters.values())
+        self.differentiated = False
+        self._cuts = list(cuts.values())
+        self._released = False
+
+    def gradients(
+        self, keep: bool, message: Any = None
+    ) -> tuple[list[Tensor | None], Any, dict[str, list[Tensor]]]:
+        """Run the propagators backward.
+
+        Args:
+            keep: keep the tape for another pass.
+            message: put into the last node's mailbox.
+
+        Returns:
+            A gradient for each parameter (None where none arrived), the messages that left the
+            tape, and what propagators noted.
+
+        Raises:
+            PropagationError: if the tape has been released by an earlier pass.
+        """
+        if self._released:
+            raise PropagationError(
+                "this rollout has been differentiated and its tape released; to do it twice, pass "
+                "retain_graph=True the first time."
+            )
+        for leaf in self._cuts:
+            leaf.grad = None
+        kept = [(node, node.get("clear", True)) for node in self.tape.nodes] if keep else []
+        for node, _ in kept:
+            node["clear"] = False
+        try:
+            # A pass may start inside another thread or another pass; this one is its own.
+            with activate(Pullback(self.tape.index)) as pullback:
+                remaining = self.tape.run("backward", message)
+        except RuntimeError as error:
+            if "modified by an inplace operation" in str(error):
+                error.add_note(
+                    "The tape may hold nodes of an earlier, abandoned rollout whose parameters "
+                    "have been updated since; call manager.reset() after abandoning a rollout."
+                )
+            self.release()
+            raise
+        except BaseException:
+            self.release()
+            raise
+        for node, clear in kept:
+            node["clear"] = clear
+        self.differentiated = True
+        found = [pullback.gradients.get(id(parameter)) for parameter in self.parameters]
+        known = {id(parameter) for parameter in self.parameters}
+        for key, parameter in pullback.parameters.items():
+            if key not in known:  # reached by what a propagator made during the pass
+                self.parameters.append(parameter)
+                found.append(pullback.gradients[key])
+        if not keep:
+            self.release()
+        return found, remaining, pullback.statistics
+
+    def release(self) -> None:
+        """Let go of nodes and graph."""
+        self._released = True
+        self._cuts = []
+        self.tape.index.clear()
+
+
+class HandOver(torch.autograd.Function):
+    """A scalar whose gradient is what the propagators make of it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, closed: ClosedTape, report: Any, value: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        """Return the value [] and remember the tape."""
+        ctx.closed = closed
+        ctx.report = report
+        ctx.count = len(parameters)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
+        """Run the pass and scale its gradients by the incoming one."""
+        first = not ctx.closed.differentiated
+        with torch.enable_grad():
+            found, _, statistics = ctx.closed.gradients(keep=_graph_is_kept())
+        ctx.report(statistics, first)
+        scaled = [
+            None if gradient is None else gradient * incoming.to(gradient.dtype)
+            for gradient in found[: ctx.count]
+        ]
+        return None, None, None, *scaled
+
+
+def _graph_is_kept() -> bool:
+    """Return whether the running backward call was given ``retain_graph=True``."""
+    asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    # Without a way to ask, keeping is right and merely holds memory until the loss is dropped.
+    return True if asked is None else bool(asked())

@@ -1,0 +1,375 @@
+"""The propagation manager: records rollouts on tapes and hands their gradients over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from lightning_proppo.containers import Container, Message, Node
+from lightning_proppo.errors import PropagationError, did_you_mean
+from lightning_proppo.graph import active_pullback
+from lightning_proppo.handover import ClosedTape, HandOver
+from lightning_proppo.propagators import BackPropagator, Propagator, make_estimator
+from lightning_proppo.tape import Tape
+
+_TERMINAL: Any = object()
+
+
+class PropagationManager:
+    """Routes the samples and costs of a rollout through propagators.
+
+    A rollout is recorded by :meth:`sample` (or :meth:`forward`) and :meth:`append_loss`;
+    :meth:`loss` closes it and returns a scalar whose ``backward()`` *is* the propagation. In a
+    plain loop :meth:`backward` does both. Nothing is recorded under ``torch.no_grad()``.
+
+    Args:
+        default_propagator: what computes at nodes for which nothing else is said: a propagator,
+            or an estimator's name (``"RP"``, ``"LR"``, ``"TP"``, ``"GR"``, ``"GS"``,
+            ``"TP+GS"``). None: :class:`BackPropagator`.
+        loss_propagator: what computes at losses: a propagator; None: what the default propagator
+            asks for.
+        terminal_propagator: what computes at a node before the first, where messages that remain
+            at the end of a pass arrive; None: no such node. Default: :class:`BackPropagator`.
+
+    Raises:
+        TypeError: if one of them is no propagator.
+        ValueError: for an unknown name.
+    """
+
+    def __init__(
+        self,
+        default_propagator: str | Propagator | None = None,
+        loss_propagator: Propagator | None = None,
+        terminal_propagator: Propagator | None = _TERMINAL,
+    ) -> None:
+        named_loss = None
+        if isinstance(default_propagator, str):
+            default_propagator, named_loss = make_estimator(default_propagator)
+        if default_propagator is None:
+            default_propagator = BackPropagator()
+        if terminal_propagator is _TERMINAL:
+            terminal_propagator = BackPropagator()
+        for name, value in (
+            ("default_propagator", default_propagator),
+            ("loss_propagator", loss_propagator),
+            ("terminal_propagator", terminal_propagator),
+        ):
+            if value is not None:
+                _check_propagator(name, value)
+        self.default_propagator = default_propagator
+        self.loss_propagator = loss_propagator or named_loss or default_propagator.loss_propagator()
+        self.terminal_propagator = terminal_propagator
+        self.propagators: dict[str, Propagator] = {}
+        self.statistics: dict[str, list[Tensor]] = {}
+        self.last_cost: Tensor | None = None
+        # How many losses were made that no backward pass has reached; the callback looks.
+        self.undifferentiated = 0
+        self.given_by_callback = False
+        self._next: str | Propagator | None = None
+        self.reset()
+
+    # -- recording ---------------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The nodes of the current rollout (after a pass: of the last), terminal node first."""
+        return self._tape.nodes
+
+    def size(self) -> int:
+        """Return the number of nodes, with the terminal one."""
+        return len(self._tape)
+
+    @property
+    def recorded(self) -> int:
+        """How many calls were recorded since the last loss."""
+        return 0 if self._finished else self._tape.calls
+
+    def reset(self) -> None:
+        """Forget the rollout that is being recorded; needed where one is abandoned."""
+        self._tape = Tape(self.terminal_propagator)
+        self._finished = False
+        self._costs: list[Tensor] = []
+        self._graph_in_costs = False
+        self._unrecorded_costs: list[Tensor] = []
+        self._next = None
+
+    @contextmanager
+    def rollout(self) -> Iterator[PropagationManager]:
+        """Record a rollout, forgetting what was left before, and all of it on an exception."""
+        self.reset()
+        try:
+            yield self
+        except BaseException:
+            self.reset()
+            raise
+
+    def add_propagator(self, name: str, propagator: Propagator) -> None:
+        """Make a propagator available under a name.
+
+        Raises:
+            TypeError: if it is no propagator, or the name no string.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a string; got {name!r}.")
+        _check_propagator("propagator", propagator)
+        self.propagators[name] = propagator
+
+    def forward(
+        self,
+        x: Any,
+        force_targets: int | list[int] | None = None,
+        local_propagator: str | Propagator | None = None,
+        get_node: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Run a propagator's forward computation and record its node.
+
+        Args:
+            x: the input, particles first: [P, ...].
+            force_targets: where the node's messages go, whatever they say: nodes relative to it.
+            local_propagator: what computes here, or its name; default: what the node before chose,
+                else the default propagator.
+            get_node: return the node too.
+            **kwargs: the propagator's options.
+
+        Returns:
+            The output, or with ``get_node`` a pair of output and node.
+
+        Raises:
+            KeyError: for an unknown name.
+            TypeError: for an unknown option.
+        """
+        chosen = local_propagator if local_propagator is not None else self._next
+        propagator = self._find_propagator(chosen)
+        recording = torch.is_grad_enabled()
+        tape = self._open_tape() if recording else Tape()
+        node = tape.forward(x, propagator, force_targets, recording, **kwargs)
+        self._next = tape.next_propagator
+        output = node.get("output")
+        return (output, node) if get_node else output
+
+    def sample(self, dist: Distribution, **kwargs: Any) -> Tensor:
+        """Draw a sample and record it.
+
+        Args:
+            dist: any ``torch.distributions.Distribution`` with particles first: its samples are
+                [P, ...].
+            **kwargs: options as for :meth:`forward`, e.g. ``ivw_target`` with TP.
+
+        Returns:
+            [P, ...].
+
+        Raises:
+            TypeError: if the estimator needs ``rsample`` and the distribution has none.
+        """
+        return self.forward(None, dist=dist, **kwargs)
+
+    def append_loss(
+        self, loss_node: Any, loss_propagator: Propagator | str | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Record the particles' costs at this step.
+
+        Args:
+            loss_node: the costs, [P] or [P, 1]; or with ``lossfunc`` its argument (a dict gives
+                keyword arguments).
+            loss_propagator: what computes here; default: the manager's.
+            **kwargs: the propagator's options, e.g. ``lossfunc``.
+
+        Returns:
+            The costs, detached, [P, 1].
+
+        Raises:
+            TypeError, ValueError: if there is not one floating point cost for each particle.
+        """
+        chosen = self.loss_propagator if loss_propagator is None else loss_propagator
+        costs, node = self.forward(loss_node, local_propagator=chosen, get_node=True, **kwargs)
+        if not isinstance(costs, Tensor) or costs.dim() == 0:
+            raise TypeError(
+                f"{type(chosen).__name__} must output one cost for each particle; got {costs!r}."
+            )
+        total = costs.detach().sum() / costs.shape[0]
+        if not torch.is_grad_enabled():
+            self._unrecorded_costs.append(total)
+            return costs
+        self._costs.append(total)
+        before = node.get("pre_output")
+        self._graph_in_costs |= not isinstance(before, Tensor) or before.requires_grad
+        return costs
+
+    # -- differentiation ---------------------------------------------------------------------
+
+    def loss(self, costs: Any = None, **kwargs: Any) -> Tensor:
+        """Close the rollout and return its mean cost, whose gradient the propagators compute.
+
+        Args:
+            costs: appended first, as by :meth:`append_loss`; None if all costs were appended.
+            **kwargs: options for :meth:`append_loss`.
+
+        Returns:
+            A scalar: the mean over particles of the sum of costs.
+
+        Raises:
+            PropagationError: if nothing was recorded since the last loss; if there are no costs;
+                if the estimator needs the costs' gradient and they have none; if the costs depend
+                on another rollout's samples.
+        """
+        if not torch.is_grad_enabled():
+            if costs is not None:
+                self.append_loss(costs, **kwargs)
+            totals, self._unrecorded_costs = self._unrecorded_costs, []
+            if not totals:
+                raise PropagationError("loss: there are no costs; pass costs, or append_loss them.")
+            return torch.stack(totals).sum()
+        if self.recorded == 0:
+            raise PropagationError(
+                "loss: nothing was recorded since the last loss. Draw the rollout's samples with "
+                "manager.sample(...), and call loss once for each rollout."
+            )
+        value, closed = self._close("loss", costs, kwargs)
+        self.last_cost = value
+        self.undifferentiated += 1
+
+        def report(statistics: dict[str, list[Tensor]], first: bool) -> None:
+            self.statistics = statistics
+            self.undifferentiated -= first
+
+        return HandOver.apply(closed, report, value, *closed.parameters)
+
+    def backward(
+        self,
+        loss: Any = None,
+        clear_nodes: bool = False,
+        message: Container | dict[str, Any] | None = None,
+    ) -> Message:
+        """Run the propagators backward over the rollout; gradients land in ``param.grad``.
+
+        Args:
+            loss: costs, appended first; None if all were appended.
+            clear_nodes: forget the nodes afterwards (else they can be looked at until the next
+                rollout begins; nothing of them is used again in either case).
+            message: put into the last node's mailbox.
+
+        Returns:
+            The messages that remain at the end.
+
+        Raises:
+            PropagationError: see :meth:`loss`.
+        """
+        if self._finished:
+            self.reset()
+        if loss is None and not self._costs:
+            value, closed = None, ClosedTape(self._tape, "backward")
+        else:
+            value, closed = self._close("backward", loss, {})
+        del value
+        tape = closed.tape
+        try:
+            with torch.enable_grad():
+                found, remaining, self.statistics = closed.gradients(False, _container(message))
+        finally:
+            self.reset()
+        pairs = [
+            (parameter, gradient)
+            for parameter, gradient in zip(closed.parameters, found, strict=True)
+            if gradient is not None
+        ]
+        if pairs:
+            torch.autograd.backward([p for p, _ in pairs], [g for _, g in pairs])
+        if not clear_nodes:
+            self._tape, self._finished = tape, True
+        return remaining
+
+    def trigger(
+        self,
+        kind: str,
+        message: Container | dict[str, Any] | None = None,
+        reverse: bool = True,
+    ) -> Message:
+        """Run another kind of computation over the recorded nodes (Appendix B.1).
+
+        Each node's propagator runs its ``<kind>_impl(node, message)``; the tape stays open.
+
+        Args:
+            kind: the computation's name; not ``"forward"`` or ``"backward"``.
+            message: put into the first mailbox.
+            reverse: from the last node to the first; else from the first to the last.
+
+        Returns:
+            The messages that remain at the end.
+
+        Raises:
+            ValueError: if no propagator on the tape knows the kind.
+        """
+        if kind in ("forward", "backward"):
+            raise ValueError(f"{kind} is no kind for trigger; call manager.{kind}(...).")
+        if not any(_knows(node.propagator, kind) for node in self._tape.nodes):
+            raise ValueError(
+                f"no propagator on the tape knows a computation {kind!r}: none has a method "
+                f"{kind}_impl(node, message)."
+            )
+        return self._tape.run(kind, _container(message), reverse)
+
+    # -- inner -------------------------------------------------------------------------------
+
+    def _open_tape(self) -> Tape:
+        if self._finished:
+            self.reset()
+        return self._tape
+
+    def _find_propagator(self, chosen: str | Propagator | None) -> Propagator:
+        if chosen is None:
+            return self.default_propagator
+        if isinstance(chosen, str):
+            if chosen not in self.propagators:
+                raise KeyError(
+                    f"no propagator is named {chosen!r}; the names are "
+                    f"{', '.join(self.propagators) or 'none'}; add one with add_propagator."
+                    f"{did_you_mean(chosen, self.propagators)}"
+                )
+            return self.propagators[chosen]
+        _check_propagator("local_propagator", chosen)
+        return chosen
+
+    def _close(self, name: str, costs: Any, kwargs: dict[str, Any]) -> tuple[Tensor, ClosedTape]:
+        if active_pullback() is not None:
+            raise PropagationError(f"{name}: a backward pass is running already.")
+        try:
+            if costs is not None:
+                self.append_loss(costs, **kwargs)
+            if not self._costs:
+                raise PropagationError(
+                    f"{name}: there are no costs; pass costs, or append_loss them."
+                )
+            needs_graph = getattr(self.default_propagator, "uses_cost_gradient", False)
+            if needs_graph and not self._graph_in_costs:
+                raise PropagationError(
+                    f"{name}: {type(self.default_propagator).__name__} differentiates the costs, "
+                    "but they have no graph. Compute them from the samples with torch operations "
+                    "(no detach(), no numpy), or use LR."
+                )
+            value = torch.stack(self._costs).sum()
+            return value, ClosedTape(self._tape, name)
+        finally:
+            self.reset()
+
+
+def _check_propagator(name: str, value: Any) -> None:
+    if not isinstance(value, Propagator):
+        hint = " (instantiate the class)" if isinstance(value, type) else ""
+        raise TypeError(f"{name} must be a Propagator{hint}; got {value!r}.")
+
+
+def _container(message: Container | dict[str, Any] | None) -> Container | None:
+    return Container(message) if isinstance(message, dict) else message
+
+
+def _knows(propagator: Propagator | None, kind: str) -> bool:
+    if hasattr(propagator, f"{kind}_impl"):
+        return True
+    inner: Callable[..., Any] | Any = getattr(propagator, "propagators", ())
+    return any(_knows(part, kind) for part in inner)

@@ -1,0 +1,55 @@
+"""Back-propagation of gradient messages (Appendix B.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_proppo.graph import active_pullback
+from lightning_proppo.propagators.base import Propagator
+
+
+def back_propagate(outputs: list[Tensor], cotangents: list[Tensor | None]) -> None:
+    """Pull cotangents back through PyTorch's graph, as far as the nearest cuts and parameters.
+
+    Inside a pass the gradients are collected by it; outside, they land in ``.grad`` at once.
+
+    Args:
+        outputs: tensors; those that no gradient flows through are left out.
+        cotangents: one for each, of its shape; None counts as zero.
+    """
+    pairs = [
+        (output, cotangent)
+        for output, cotangent in zip(outputs, cotangents, strict=True)
+        if cotangent is not None and output.requires_grad
+    ]
+    if not pairs:
+        return
+    kept_outputs = [output for output, _ in pairs]
+    kept_cotangents = [cotangent for _, cotangent in pairs]
+    pullback = active_pullback()
+    if pullback is None:
+        torch.autograd.backward(kept_outputs, kept_cotangents)
+    else:
+        pullback.pull(kept_outputs, kept_cotangents)
+
+
+class BackPropagator(Propagator):
+    """Back-propagates the pairs ``'outputs'`` and ``'grads'`` of the message and removes them."""
+
+    def backward_impl(self, node: Any, message: Any) -> Any:
+        """Back-propagate if the message has gradients; the rest of it is passed on."""
+        del node
+        if "outputs" in message:
+            outputs, grads = message.pop("outputs"), message.pop("grads")
+            as_lists = [v if isinstance(v, (list, tuple)) else [v] for v in (outputs, grads)]
+            back_propagate(list(as_lists[0]), list(as_lists[1]))
+        return message
+
+    def loss_propagator(self) -> Propagator:
+        """Return a loss without baseline: nothing here uses the loss's value."""
+        from lightning_proppo.propagators.loss import LossProp
+
+        return LossProp(baseline=False)

@@ -1,0 +1,292 @@
+"""The propagator: a forward and a backward computation that belong together (paper, Sec. 3.2).
+
+Composite propagators are sequences (Sec. 3.3): :class:`ComboProp` applies several to one node;
+:class:`~lightning_proppo.propagators.chain.ChainProp` gives each a node of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lightning_proppo.containers import Container, Message
+from lightning_proppo.errors import check_names, did_you_mean
+from lightning_proppo.initializers import ChainInit
+
+if TYPE_CHECKING:
+    from lightning_proppo.propagators.loss import LossProp
+
+_NOT_KNOWN_YET: Any = object()
+
+
+class Propagator:
+    """A computation forward and one backward, both over the information in a node.
+
+    Subclasses override ``forward_impl(x, node, **options)``, which returns the node's contents (a
+    dict; ``'output'`` is what the caller gets), and ``backward_impl(node, message)``, which
+    returns a message (a dict, where ``'targets'`` may say who gets it, or a
+    :class:`~lightning_proppo.containers.Message`). Other kinds of computation (Appendix B.1) are
+    methods ``<kind>_impl(node, message)`` of the same form, activated by
+    :meth:`PropagationManager.trigger`.
+
+    Contents of a node that the tape itself reads: ``'output'``; ``'register_node'`` (False: no
+    node is kept); ``'clear'`` (False: contents survive the backward pass); ``'targets'`` and
+    ``'force_targets'``; ``'next_propagator'`` (the propagator, or its name, for the following
+    call); ``'forward_message'`` (a message to nodes still to be made, which find it under
+    ``'inbox'`` in the ``node`` argument of their ``forward_impl``).
+
+    Args:
+        **kwargs: default options of the forward computation.
+
+    Raises:
+        TypeError: for an option that ``forward_impl`` does not take.
+    """
+
+    default_init_kwargs: ClassVar[dict[str, Any]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__()
+        cls.default_init_kwargs = {**cls.default_init_kwargs, **kwargs}
+
+    def __init__(self, **kwargs: Any) -> None:
+        options = {**type(self).default_init_kwargs, **kwargs}
+        self._check_options(options)
+        self.default_forward_kwargs: dict[str, Any] = options
+
+    def forward(self, x: Any, **kwargs: Any) -> Container:
+        """Run the forward computation and return the contents of a new node.
+
+        Raises:
+            TypeError: for an unknown option, or if ``forward_impl`` returns no dict.
+        """
+        inbox = kwargs.pop("inbox", None)
+        if kwargs:
+            self._check_options(kwargs)
+        options = {**self.default_forward_kwargs, **kwargs}
+        node = self.forward_impl(x, {} if inbox is None else {"inbox": inbox}, **options)
+        if isinstance(node, dict):
+            node = Container(node)
+        if not isinstance(node, Container):
+            raise TypeError(
+                f"{type(self).__name__}.forward_impl must return a dict or a Container; "
+                f"got {type(node).__name__}."
+            )
+        if "register_node" not in node:
+            node["register_node"] = True
+        if "clear" not in node:
+            node["clear"] = True
+        return node
+
+    def forward_impl(self, x: Any, node: Any = None, **kwargs: Any) -> Any:
+        """Do nothing to ``x``; to be overridden."""
+        del x, kwargs
+        return {} if node is None else node
+
+    def backward(self, node: Container, message: Container) -> Message:
+        """Run the backward computation and return its message."""
+        return self.compute("backward", node, message)
+
+    def backward_impl(self, node: Any, message: Any) -> Any:
+        """Pass the message on; to be overridden."""
+        del node
+        return Message(message.get_contents())
+
+    def compute(
+        self, kind: str, node: Container, message: Container, reverse: bool = True
+    ) -> Message:
+        """Run any kind of computation and return its message.
+
+        A propagator that does not know the kind passes the message on.
+        """
+        return as_message(self.raw_compute(kind, node, message, reverse), self)
+
+    def raw_compute(self, kind: str, node: Container, message: Container, reverse: bool) -> Any:
+        """Run ``<kind>_impl`` and return whatever it returns."""
+        del reverse
+        computation = getattr(self, f"{kind}_impl", None)
+        return message if computation is None else computation(node, message)
+
+    def loss_propagator(self) -> Propagator:
+        """Return the propagator for losses of rollouts that use this propagator."""
+        from lightning_proppo.propagators.loss import LossProp
+
+        return LossProp()
+
+    def forward_options(self) -> frozenset[str] | None:
+        """Return the names of the forward computation's options; None if it takes any."""
+        return _options_of(type(self))
+
+    def _check_options(self, kwargs: Mapping[str, Any]) -> None:
+        if not kwargs:
+            return
+        known = self.forward_options()
+        if known is not None:
+            check_names(type(self).__name__, kwargs, known)
+
+
+@functools.cache
+def _options_of(cls: type[Propagator]) -> frozenset[str] | None:
+    if cls.forward_impl is Propagator.forward_impl:
+        return frozenset()
+    # The first three are self, x and node.
+    parameters = list(inspect.signature(cls.forward_impl).parameters.values())[3:]
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return None
+    return frozenset(p.name for p in parameters)
+
+
+def as_message(sent: Any, sender: object) -> Message:
+    """Make a message of what a propagator's computation returned.
+
+    Raises:
+        TypeError: for anything but a message, a container, a dict, None or a sequence of those.
+    """
+    if isinstance(sent, Message):
+        return sent
+    if sent is None:
+        return Message()
+    if isinstance(sent, (dict, Container)):
+        contents = dict(sent.get_contents() if isinstance(sent, Container) else sent)
+        targets = contents.pop("targets", None)
+        if hasattr(targets, "get") and not isinstance(targets, dict):
+            targets = targets.get()
+        return Message(contents, target=targets)
+    if isinstance(sent, (tuple, list)):
+        merged = as_message(sent[0], sender) if sent else Message()
+        for part in sent[1:]:
+            merged.update(as_message(part, sender))
+        return merged
+    raise TypeError(
+        f"a computation of {type(sender).__name__} must return a message (a dict, Container, "
+        f"Message, a list of those, or None); got {type(sent).__name__}."
+    )
+
+
+class SequenceProp(Propagator):
+    """A propagator made of others.
+
+    The class keyword ``propagators`` names the slots (a :class:`ChainInit`); other class keywords
+    are default arguments. Keyword arguments of the constructor that name a slot configure it, the
+    rest are forward options.
+
+    Args:
+        propagators: propagators that stand instead of the slots.
+        **kwargs: see above.
+
+    Raises:
+        TypeError: for a name that is neither a slot nor an option.
+    """
+
+    slots: ClassVar[ChainInit] = ChainInit()
+    propagators: Any
+    _options: Any = _NOT_KNOWN_YET
+
+    def __init_subclass__(cls, propagators: ChainInit | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if propagators is not None:
+            cls.slots = propagators
+
+    def __init__(self, propagators: Sequence[Propagator] = (), **kwargs: Any) -> None:
+        arguments = {**type(self).default_init_kwargs, **kwargs}
+        if propagators:
+            self._check_are_propagators(propagators)
+            self.propagators = list(propagators)
+            options = arguments
+        else:
+            slots = {name: arguments[name] for name in self.slots if name in arguments}
+            options = {name: value for name, value in arguments.items() if name not in slots}
+            self.propagators = self.slots(**slots)
+        self._check_options(options)
+        self.default_forward_kwargs = options
+
+    def forward_options(self) -> frozenset[str] | None:
+        """Return the names of all constituents' options; None if one of them takes any."""
+        if self._options is _NOT_KNOWN_YET:
+            self._options = self._gather_options()
+        return self._options
+
+    def _gather_options(self) -> frozenset[str] | None:
+        every = [propagator.forward_options() for propagator in self.propagators]
+        known = [options for options in every if options is not None]
+        return frozenset().union(*known) if len(known) == len(every) else None
+
+    def _check_options(self, kwargs: Mapping[str, Any]) -> None:
+        known = self.forward_options()
+        if known is None:
+            return
+        for name in kwargs:
+            if name not in known:
+                slots = ", ".join(self.slots) or "none"
+                options = ", ".join(sorted(known)) or "none"
+                raise TypeError(
+                    f"{type(self).__name__} got an unknown argument {name!r}; its slots are: "
+                    f"{slots}; its forward options are: {options}."
+                    f"{did_you_mean(name, [*self.slots, *known])}"
+                )
+
+    @staticmethod
+    def _check_are_propagators(propagators: Sequence[Any]) -> None:
+        for position, propagator in enumerate(propagators):
+            if not isinstance(propagator, Propagator):
+                raise TypeError(
+                    f"propagators[{position}] must be an instance of Propagator; "
+                    f"got {propagator!r}."
+                )
+
+
+def options_for(propagator: Propagator, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a constituent's defaults, updated by those of ``kwargs`` that it takes."""
+    known = propagator.forward_options()
+    taken = kwargs if known is None else {k: v for k, v in kwargs.items() if k in known}
+    return {**propagator.default_forward_kwargs, **taken}
+
+
+class ComboProp(SequenceProp):
+    """Several propagators at one node: forward from left to right, backward from right to left.
+
+    Each sees the node and the message as the ones before it left them.
+    """
+
+    def forward_impl(self, x: Any, node: Any = None, **kwargs: Any) -> Any:
+        """Apply the forward computations in order, gathering their contents in one node."""
+        node = {} if node is None else node
+        for propagator in self.propagators:
+            made = propagator.forward_impl(x, node, **options_for(propagator, kwargs))
+            if made is not node:
+                node.update(made)
+        return node
+
+    def backward_impl(self, node: Any, message: Any) -> Any:
+        """Apply the backward computations in reverse order, each on the message so far."""
+        return self._apply("backward", node, message, True)
+
+    def raw_compute(self, kind: str, node: Container, message: Container, reverse: bool) -> Any:
+        """Run ``<kind>_impl`` if there is one, else the constituents' in sequence."""
+        computation = getattr(self, f"{kind}_impl", None)
+        if computation is not None:
+            return computation(node, message)
+        return self._apply(kind, node, message, reverse)
+
+    def _apply(self, kind: str, node: Container, message: Container, reverse: bool) -> Message:
+        total = Message(message.get_contents())
+        for propagator in reversed(self.propagators) if reverse else self.propagators:
+            incoming = total.main()
+            sent = propagator.raw_compute(kind, node, incoming, reverse)
+            # What is handed back as it came has been changed in place, if at all.
+            if sent is None or sent is incoming or _passes_on(propagator, kind):
+                continue
+            sent = as_message(sent, propagator)
+            # The next node and no target at all are one and the same slot of the message.
+            following = -1 if reverse else 1
+            if following in sent.targets() and None in total.targets():
+                total.retarget(None, following)
+            elif None in sent.targets() and following in total.targets():
+                sent.retarget(None, following)
+            total.update(sent)
+        return total
+
+
+def _passes_on(propagator: Propagator, kind: str) -> bool:
+    return kind == "backward" and type(propagator).backward_impl is Propagator.backward_impl

@@ -1,0 +1,63 @@
+"""Subtraction of a baseline from the losses (Appendix B.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lightning_proppo.baselines import mean_baseline
+from lightning_proppo.initializers import ChainInitTemplate, Init, Optional
+from lightning_proppo.propagators.backprop import BackPropagator
+from lightning_proppo.propagators.base import Propagator
+
+BaselineFunction = Callable[[Tensor, Any], Tensor]
+
+
+class BaselineProp(Propagator):
+    """Adds ``'baselined_loss'`` to a message that has ``'local_loss'``.
+
+    Args:
+        baseline_func: a function ``(local_losses [P, 1], node) -> [P, 1]``, or several, applied
+            from the last to the first.
+        **kwargs: none are taken.
+
+    Raises:
+        TypeError: if ``baseline_func`` cannot be called.
+    """
+
+    def __init__(
+        self,
+        baseline_func: BaselineFunction | Sequence[BaselineFunction] = mean_baseline,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        functions = (
+            list(baseline_func) if isinstance(baseline_func, (list, tuple)) else [baseline_func]
+        )
+        for function in functions:
+            if not callable(function):
+                raise TypeError(
+                    "baseline_func must be a function (local_losses, node) -> losses, or a list "
+                    f"of such; got {function!r}."
+                )
+        self.baseline_func = baseline_func
+        self._functions = functions
+
+    def backward_impl(self, node: Any, message: Any) -> Any:
+        """Apply the baseline; without a loss in the message there is nothing to do."""
+        if "local_loss" not in message:
+            return message
+        baselined = message["local_loss"]
+        for function in reversed(self._functions):
+            baselined = function(baselined, node)
+        return {"baselined_loss": baselined}
+
+
+# The slots of a Monte Carlo gradient estimator, as templates (Appendix D, listing 4).
+mcgrad_temp = ChainInitTemplate(
+    backprop=Optional(Optional.init(BackPropagator, True), False),
+    base=Init,
+    baseline=Optional(Optional.init(BaselineProp, True), False),
+)

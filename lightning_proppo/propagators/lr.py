@@ -1,0 +1,91 @@
+"""Likelihood-ratio gradients (Appendix A.1, B.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_proppo.containers import Listed
+from lightning_proppo.estimators import lr_cotangent
+from lightning_proppo.graph import cut
+from lightning_proppo.propagators.base import ComboProp, Propagator
+from lightning_proppo.propagators.baseline import mcgrad_temp
+from lightning_proppo.propagators.loss import LossProp
+from lightning_proppo.propagators.sampling import (
+    DistParams,
+    log_density,
+    make_distribution,
+    plain_sample,
+)
+
+
+def message_loss(message: Any) -> Any:
+    """Return the message's loss, with baseline if it has one; None without a loss."""
+    return message.get("baselined_loss", message.get("local_loss"))
+
+
+class LRBase(Propagator):
+    r"""Weighs the score of each sample by its later costs (Eq. 4).
+
+    .. math:: \frac{1}{P} \sum_i (L_i - b_i) \nabla_\beta \log p(x_i; \beta)
+
+    Unbiased, also for costs without derivative and for discrete distributions; its variance grows
+    with the number of dimensions.
+    """
+
+    def forward_impl(
+        self,
+        x: Any = None,
+        node: Any = None,
+        dist: Any = None,
+        dist_class: Any = None,
+        dist_params: DistParams | None = None,
+        requires_grad: bool = False,
+    ) -> Any:
+        """Draw a sample [P, ...] and keep its log-density.
+
+        Args:
+            x: the state to add noise to, or None with ``dist``.
+            node: not used.
+            dist: the distribution to draw from.
+            dist_class: the noise's distribution, with ``dist_params``.
+            dist_params: its arguments.
+            requires_grad: let the sample collect a cotangent, for propagators built on this one.
+
+        Raises:
+            TypeError: if the distribution is not described.
+        """
+        del node
+        dist = make_distribution(x, dist, dist_class, dist_params, "LR")
+        sample = plain_sample(dist, x)
+        return {
+            "output": cut(sample, requires_grad),
+            "log_prob": log_density(dist, sample, x),
+            "register_node": True,
+        }
+
+    def backward_impl(self, node: Any, message: Any) -> Any:
+        """Pair the log-density with the loss as its cotangent."""
+        losses = message_loss(message)
+        if losses is None:  # no cost follows this sample
+            return {}
+        log_prob = node["log_prob"]
+        return {
+            "outputs": Listed(log_prob),
+            "grads": Listed(lr_cotangent(losses, log_prob)),
+        }
+
+    def loss_propagator(self) -> Propagator:
+        """Return a loss whose gradient reaches the parameters that it depends on directly."""
+        return LossProp(baseline=False)
+
+
+class LRProp(ComboProp, propagators=mcgrad_temp(backprop=True, base=LRBase, baseline=True)):
+    """:class:`LRBase` with a leave-one-out baseline and back-propagation, each optional."""
+
+    def loss_propagator(self) -> Propagator:
+        """Return a loss without baseline (the samples subtract their own).
+
+        Its gradient is back-propagated, because a cost that depends on parameters directly (an
+        action's price, say) has a part that no sample's score covers.
+        """
+        return LossProp(baseline=False)

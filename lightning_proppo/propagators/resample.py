@@ -1,0 +1,65 @@
+"""Gaussian resampling (Appendix D, listing 4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lightning_proppo.gaussians import fit_gaussian, sample_gaussian
+from lightning_proppo.initializers import ChainInit
+from lightning_proppo.propagators.base import ComboProp, Propagator
+from lightning_proppo.propagators.baseline import mcgrad_temp
+from lightning_proppo.propagators.chain import ChainProp
+from lightning_proppo.propagators.loss import LossProp
+from lightning_proppo.propagators.plumbing import detached_output, gradient_message
+from lightning_proppo.propagators.rp import RPProp
+
+
+class ResampleBase(Propagator):
+    """Fits a Gaussian to the particles and draws them anew from it, differentiably.
+
+    Biased wherever the particles are not Gaussian: the cost's expectation is taken under the
+    fitted Gaussian.
+    """
+
+    uses_cost_gradient = True
+
+    def forward_impl(self, x: Any, node: Any = None, detach: bool = True) -> Any:
+        """Return new particles of the shape of ``x`` [P, ...].
+
+        Raises:
+            TypeError: if ``x`` is no floating point tensor.
+            ValueError: for a single particle, or a covariance that is not positive definite.
+        """
+        del node
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"x must be a floating point tensor of particles; got {x!r}.")
+        mean, covariance = fit_gaussian(x.flatten(1) if x.dim() > 1 else x.unsqueeze(1))
+        fresh = sample_gaussian(mean, covariance, x.shape[0]).reshape(x.shape)
+        return detached_output(fresh) if detach else {"output": fresh, "register_node": False}
+
+    def backward_impl(self, node: Any, message: Any) -> Any:
+        """Send the collected cotangent back through the fit."""
+        del message
+        return gradient_message(node)
+
+    def loss_propagator(self) -> Propagator:
+        """Return a loss without baseline."""
+        return LossProp(baseline=False)
+
+
+class ResampleProp(ComboProp, propagators=mcgrad_temp(backprop=True, base=ResampleBase)):
+    """:class:`ResampleBase`, with back-propagation unless ``backprop=False``."""
+
+    uses_cost_gradient = True
+
+    def loss_propagator(self) -> Propagator:
+        """Return a loss without baseline."""
+        return LossProp(baseline=False)
+
+
+class GRProp(ChainProp, propagators=ChainInit(rp=RPProp, resamp=ResampleProp)):
+    """Samples with RP, then resamples the particles from the Gaussian fitted to them."""
+
+    uses_cost_gradient = True

@@ -1,0 +1,75 @@
+"""Reparameterization gradients (Appendix A.1, B.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_proppo.propagators.base import ComboProp, Propagator
+from lightning_proppo.propagators.baseline import mcgrad_temp
+from lightning_proppo.propagators.loss import LossProp
+from lightning_proppo.propagators.plumbing import detached_output, gradient_message
+from lightning_proppo.propagators.sampling import (
+    DistParams,
+    make_distribution,
+    reparameterized_sample,
+    require_rsample,
+)
+
+
+class RPBase(Propagator):
+    r"""Samples with a differentiable transformation of fixed noise (Eq. 3).
+
+    .. math:: \frac{1}{P} \sum_i \nabla_\beta f(\mathcal{T}(\varepsilon_i; \beta))
+
+    Unbiased where f is differentiable; its variance grows with the derivatives of f, without bound
+    on long chaotic rollouts.
+    """
+
+    uses_cost_gradient = True
+
+    def forward_impl(
+        self,
+        x: Any = None,
+        node: Any = None,
+        dist: Any = None,
+        dist_class: Any = None,
+        dist_params: DistParams | None = None,
+        detach: bool = True,
+    ) -> Any:
+        """Draw a sample [P, ...].
+
+        Args:
+            x: the state to add noise to, or None with ``dist``.
+            node: not used.
+            dist: the distribution to draw from.
+            dist_class: the noise's distribution, with ``dist_params``.
+            dist_params: its arguments.
+            detach: cut the graph here; False leaves it to PyTorch and makes no node.
+
+        Raises:
+            TypeError: if the distribution has no ``rsample``, or is not described.
+        """
+        del node
+        dist = make_distribution(x, dist, dist_class, dist_params, "RP")
+        require_rsample(dist, "RP")
+        sample = reparameterized_sample(dist, x)
+        return detached_output(sample) if detach else {"output": sample, "register_node": False}
+
+    def backward_impl(self, node: Any, message: Any) -> Any:
+        """Send the cotangent that the sample has collected to what it was made from."""
+        del message
+        return gradient_message(node)
+
+    def loss_propagator(self) -> Propagator:
+        """Return a loss without baseline: RP does not use the loss's value."""
+        return LossProp(baseline=False)
+
+
+class RPProp(ComboProp, propagators=mcgrad_temp(backprop=True, base=RPBase)):
+    """:class:`RPBase`, with back-propagation unless ``backprop=False``."""
+
+    uses_cost_gradient = True
+
+    def loss_propagator(self) -> Propagator:
+        """Return a loss without baseline: RP does not use the loss's value."""
+        return LossProp(baseline=False)

@@ -1,0 +1,107 @@
+"""Variances of per-particle gradients, and weights made of them. Functions of tensors only.
+
+P particles; a per-particle gradient is [P, ...].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def expand(data: Tensor, batch_size: int) -> Tensor:
+    """Give a tensor a leading particle axis without copying it.
+
+    Through the result, autograd yields gradients particle by particle.
+
+    Args:
+        data: [...].
+        batch_size: P.
+
+    Returns:
+        [P, ...].
+    """
+    return data.expand((batch_size, *data.shape))
+
+
+def _centred(gradients: Sequence[Tensor]) -> list[Tensor]:
+    return [g - g.mean(dim=0, keepdim=True) for g in gradients]
+
+
+def _largest(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([t.abs().amax() for t in tensors]).amax()
+
+
+def inverse_variance_weighting(
+    x1: Tensor | Sequence[Tensor],
+    x2: Tensor | Sequence[Tensor],
+    scalar_estimate: bool = True,
+) -> tuple[Tensor, Tensor]:
+    r"""Weigh two estimators by the inverse of their summed variance (Appendix A.2).
+
+    .. math:: k_1 = \frac{V_2}{V_1 + V_2}, \qquad
+              V = \sum_d \sum_i (g_{i,d} - \bar g_d)^2
+
+    Args:
+        x1: per-particle gradients of the first estimator, [P, ...], or several such.
+        x2: those of the second, of the same shapes.
+        scalar_estimate: one weight for all; False for a weight for each coordinate (only where
+            ``x1`` and ``x2`` are single tensors).
+
+    Returns:
+        The weights k_1 and k_2, which are finite and sum to one. An estimator whose variance is
+        not finite has weight zero; if neither's is, the first has weight one. Two variances of
+        zero give one half each.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    first = [x1] if isinstance(x1, Tensor) else list(x1)
+    second = [x2] if isinstance(x2, Tensor) else list(x2)
+    shapes = [list(t.shape) for t in first], [list(t.shape) for t in second]
+    if shapes[0] != shapes[1] or not first:
+        raise ValueError(f"x1 and x2 must have the same shapes; got {shapes[0]} and {shapes[1]}.")
+    d1, d2 = _centred(first), _centred(second)
+    c1, c2 = _largest(d1), _largest(d2)
+    # One scale for both keeps the squares from overflowing and leaves their ratio alone.
+    scale = torch.maximum(torch.nan_to_num(c1, 0.0, 0.0), torch.nan_to_num(c2, 0.0, 0.0))
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    if scalar_estimate:
+        v1 = torch.stack([((d / scale) ** 2).sum() for d in d1]).sum()
+        v2 = torch.stack([((d / scale) ** 2).sum() for d in d2]).sum()
+    else:
+        v1, v2 = ((d1[0] / scale) ** 2).sum(0), ((d2[0] / scale) ** 2).sum(0)
+    return weights_from_variances(v1, v2)
+
+
+def weights_from_variances(v1: Tensor, v2: Tensor) -> tuple[Tensor, Tensor]:
+    """Return inverse-variance weights of two (non-negative) variances of any equal shape.
+
+    The weights are finite and sum to one; see :func:`inverse_variance_weighting`.
+    """
+    finite1, finite2 = torch.isfinite(v1), torch.isfinite(v2)
+    a, b = torch.where(finite1, v1, 0.0), torch.where(finite2, v2, 0.0)
+    top = torch.maximum(a, b)
+    top = torch.where(top > 0, top, torch.ones_like(top))
+    a, b = a / top, b / top
+    total = a + b
+    k1 = torch.where(total > 0, b / torch.where(total > 0, total, torch.ones_like(total)), 0.5)
+    k1 = torch.where(finite1 & finite2, k1, torch.where(finite2, 0.0, 1.0).to(k1.dtype))
+    return k1, 1.0 - k1
+
+
+def mix(k1: Tensor, x1: Tensor | None, k2: Tensor, x2: Tensor | None) -> Tensor | None:
+    """Return ``k1 * x1 + k2 * x2``, where a weight of zero silences values that are not finite.
+
+    ``None`` counts as zero.
+    """
+    parts = [
+        torch.where(k == 0, torch.zeros_like(x), k.to(x.dtype) * x)
+        for k, x in ((k1, x1), (k2, x2))
+        if x is not None
+    ]
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
