@@ -11,6 +11,7 @@ two containers never share a mutable content.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import ItemsView, Iterator, KeysView, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,9 @@ class Content:
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             self._content = {**old, **new}
         elif hasattr(old, "update") and not isinstance(old, Mapping):
-            old.update(new)
+            merged = copy.copy(old)
+            merged.update(new)
+            self._content = merged
         else:
             self.set(new)
 
@@ -138,7 +141,8 @@ class Container:
     """A mapping from names to contents; reading a name gives the plain value.
 
     Args:
-        cont_dict: initial contents; they win over ``kwargs`` of the same name.
+        cont_dict: initial contents (a container's keep their kind); they win over ``kwargs`` of
+            the same name.
         **kwargs: more initial contents.
     """
 
@@ -146,8 +150,12 @@ class Container:
 
     _contents: dict[Any, Any]
 
-    def __init__(self, cont_dict: Mapping[Any, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, cont_dict: Mapping[Any, Any] | Container | None = None, **kwargs: Any
+    ) -> None:
         if cont_dict is not None:
+            if isinstance(cont_dict, Container):
+                cont_dict = cont_dict.get_contents()
             kwargs.update(cont_dict)
         self._contents = {
             k: v.copy() if isinstance(v, Content) else Content(v) for k, v in kwargs.items()
@@ -199,6 +207,18 @@ class Container:
             else:
                 self._contents[key] = value.copy() if isinstance(value, Content) else Content(value)
 
+    def __copy__(self) -> Container:
+        twin = type(self).__new__(type(self))
+        for cls in type(self).__mro__:
+            for name in getattr(cls, "__slots__", ()):
+                setattr(twin, name, getattr(self, name))
+        twin._contents = {key: item.copy() for key, item in self._contents.items()}
+        return twin
+
+    def copy(self) -> Container:
+        """Return a container of the same kind that can be updated independently."""
+        return copy.copy(self)
+
     def __iter__(self) -> Iterator[Any]:
         return iter(self.keys())
 
@@ -235,7 +255,7 @@ class Node(Container):
 
     def __init__(
         self,
-        cont_dict: Mapping[Any, Any] | None = None,
+        cont_dict: Mapping[Any, Any] | Container | None = None,
         box_class: type[Container] = Container,
         propagator: Propagator | None = None,
         **kwargs: Any,
@@ -308,7 +328,7 @@ class Message(Container):
 
     def __init__(
         self,
-        cont_dict: Mapping[Any, Any] | None = None,
+        cont_dict: Mapping[Any, Any] | Container | None = None,
         target: Target | list[int] = None,
         container: Container | None = None,
         **kwargs: Any,
@@ -349,8 +369,14 @@ class Message(Container):
         }
 
     def main(self) -> Container:
-        """Return the container of the first target."""
-        return next(iter(self._contents.values()))
+        """Return the container of the first target.
+
+        Raises:
+            KeyError: if the last target has been popped.
+        """
+        for container in self._contents.values():
+            return container
+        raise KeyError("this message has no target left: its last one was popped.")
 
     def update(self, message: Container | Mapping[Any, Any]) -> None:
         """Merge another message target by target, or a container into the only target.
@@ -381,7 +407,7 @@ class Message(Container):
         """Return the names in all containers."""
         if not self.multi_message:
             return self.main().keys()
-        return [key for container in self.containers() for key in container.keys()]
+        return [key for container in self.containers() for key in container]
 
     def items(self) -> Iterator[tuple[Any, Any]]:
         """Iterate over names and values in all containers."""
@@ -404,6 +430,8 @@ class Message(Container):
     def pop(self, key: Any, *default: Any) -> Any:
         """Remove a name from the only container, or a target from several."""
         if self.multi_message:
+            if key not in self._contents and default:
+                return default[0]
             return self.pop_message(key)
         return self.main().pop(key, *default)
 
@@ -420,7 +448,7 @@ class Message(Container):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if self.multi_message:
-            self._contents[key] = value
+            self._contents[key] = value if isinstance(value, Container) else Container(value)
         else:
             self.main().set_content(key, value)
 

@@ -32,9 +32,8 @@ def cholesky(covariance: Tensor) -> Tensor:
     """
     scale = covariance.detach().diagonal().mean()
     eye = torch.eye(covariance.shape[0], dtype=covariance.dtype, device=covariance.device)
-    tiny = torch.finfo(covariance.dtype).tiny
     for jitter in _JITTERS:
-        candidate = covariance if jitter == 0 else covariance + (jitter * scale + tiny) * eye
+        candidate = covariance if jitter == 0 else covariance + jitter * scale * eye
         factor, info = torch.linalg.cholesky_ex(candidate)
         if not bool(info) and bool(torch.isfinite(factor).all()):
             return factor

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_AccumulateGrad = type(
+_AccumulateGrad: Any = type(
     torch.zeros((), requires_grad=True).view(()).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
 )
 
@@ -110,7 +110,7 @@ class LeafIndex:
 
 
 @contextlib.contextmanager
-def _hooks_muted(leaves: Sequence[Tensor]) -> Iterator[None]:
+def hooks_muted(leaves: Sequence[Tensor]) -> Iterator[None]:
     """Keep hooks that the user registered on parameters from firing once for every segment.
 
     They fire when the total arrives in the parameter, as they would in plain PyTorch.
@@ -139,7 +139,7 @@ def vector_jacobian_product(
     pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
     if not pairs or not inputs:
         return [None] * len(inputs)
-    with _hooks_muted([leaf for leaf in inputs if isinstance(leaf, Tensor)]):
+    with hooks_muted([leaf for leaf in inputs if isinstance(leaf, Tensor)]):
         # The graph is kept: segments may share it (an encoder used at every step), and it goes
         # when the tape goes.
         return list(

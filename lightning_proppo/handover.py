@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lightning_proppo.errors import PropagationError
-from lightning_proppo.graph import Pullback, activate, is_cut, tape_of
+from lightning_proppo.graph import Pullback, activate, tape_of
 from lightning_proppo.tape import Tape
 
 

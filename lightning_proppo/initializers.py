@@ -7,10 +7,16 @@ out (:class:`Optional`), switched (:class:`Choice`), or fixed (:class:`Lock`).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Any
 
 from lightning_proppo.errors import did_you_mean
+
+
+def _own(default: Any) -> Any:
+    """Return a default value, copied where it is a plain dict, list or set."""
+    return copy.copy(default) if type(default) in (dict, list, set) else default
 
 
 class Init:
@@ -38,7 +44,12 @@ class Init:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Make the object; positional arguments replace all default ones, keywords merge."""
-        return self._call(*(args or self.defaults), **{**self.kwdefaults, **kwargs})
+        chosen = {**self.kwdefaults, **kwargs}
+        # What is made must not share a default dict or list with what is made next.
+        return self._call(
+            *(args or map(_own, self.defaults)),
+            **{key: value if key in kwargs else _own(value) for key, value in chosen.items()},
+        )
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         return self._cls(*args, **kwargs)
@@ -75,9 +86,11 @@ class Lock(Init):
 
 
 class Optional(Init):
-    """An Init whose first argument says whether the object is made at all (else ``None``)."""
+    """An Init whose first argument, ``on``, says whether the object is made (else ``None``)."""
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
+        if not args and "on" in kwargs:
+            args = (kwargs.pop("on"),)
         if not args or not isinstance(args[0], bool):
             came = repr(args[0]) if args else "nothing"
             raise TypeError(
@@ -103,7 +116,10 @@ class Choice(Init):
         keys = list(self._cls) if isinstance(self._cls, dict) else list(range(len(self._cls)))
         if not args or args[0] not in keys:
             came = repr(args[0]) if args else "nothing"
-            raise KeyError(f"the first argument of a Choice must be one of {keys}; got {came}.")
+            hint = did_you_mean(str(args[0]), map(str, keys)) if args else ""
+            raise KeyError(
+                f"the first argument of a Choice must be one of {keys}; got {came}.{hint}"
+            )
         return self._cls[args[0]](*args[1:], **kwargs)
 
 
@@ -174,7 +190,7 @@ class ChainInit:
             else:
                 old = chain[key]
                 chain[key] = self._init_inputs(_rewrap(type(old), old._cls), value)
-        return type(self)(**chain)
+        return type(self)(regular_dict=False, **chain)
 
     def items(self) -> ItemsView[str, Init]:
         """Return slots and Inits."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -371,5 +371,4 @@ def _container(message: Container | dict[str, Any] | None) -> Container | None:
 def _knows(propagator: Propagator | None, kind: str) -> bool:
     if hasattr(propagator, f"{kind}_impl"):
         return True
-    inner: Callable[..., Any] | Any = getattr(propagator, "propagators", ())
-    return any(_knows(part, kind) for part in inner)
+    return any(_knows(part, kind) for part in getattr(propagator, "propagators", ()))

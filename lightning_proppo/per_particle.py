@@ -4,15 +4,20 @@ A parameter's gradient is a sum over particles, and autograd returns only the su
 particle contributes can be read off where the parameter, which has no particle axis, meets tensors
 that have one (an *entry*): with the cotangent b of the entry's result,
 
-- ``a @ W``: the contribution is the outer product :math:`a_i b_i^T`, so that the sum of squares
-  is :math:`\sum_i |a_i|^2 |b_i|^2` and no contribution is ever formed;
-- ``x + w``, ``x - w``, ``x * w``, ``x / w`` and ``w.expand(P, ...)``: it has the shape of the
-  result for one particle.
+- ``a @ W`` (a matrix): the contribution is the outer product :math:`a_i b_i^T`, so that the sum of
+  squares is :math:`\sum_i |a_i|^2 |b_i|^2` and no contribution is ever formed;
+- ``a @ w`` (a vector), ``x + w``, ``x - w``, ``x * w``, ``x / w`` and ``w.expand(P, ...)``: it has
+  the shape of the result for one particle.
 
 Before its entry a parameter may pass through operations without particles (transposes, ``exp``,
 ``softplus``, products of parameters); contributions are pulled through those exactly. Where a graph
 has an entry of another kind, each particle's cotangent is pulled back on its own: exact too, at
 the price of one pull-back for each particle.
+
+Shapes alone do not tell particles from something else of the same number (features, inducing
+points). So the operations between entries and outputs are looked at: all must keep row i a
+function of row i. Where one of another kind is found, a pull-back of half of the particles tests
+whether it does.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from lightning_proppo.graph import _AccumulateGrad, vector_jacobian_product
+from lightning_proppo.graph import _AccumulateGrad, hooks_muted, vector_jacobian_product
 
 _SHAPE_ONLY = {
     "TBackward0",
@@ -56,8 +61,63 @@ _ELEMENTWISE = {
     "ClampMinBackward0",
     "AbsBackward0",
     "ToCopyBackward0",
+    "RsubBackward1",
 }
 _BINARY = {"AddBackward0", "SubBackward0", "MulBackward0", "DivBackward0"}
+# Keep rows where operand and result have as many axes.
+_ROW_BY_ROW = {
+    *_ELEMENTWISE,
+    *_BINARY,
+    "ReluBackward0",
+    "GeluBackward0",
+    "SiluBackward0",
+    "EluBackward0",
+    "LeakyReluBackward0",
+    "HardtanhBackward0",
+    "MishBackward0",
+    "LogSigmoidBackward0",
+    "SinBackward0",
+    "CosBackward0",
+    "ErfBackward0",
+    "Log1PBackward0",
+    "Expm1Backward0",
+    "WhereBackward0",
+    "MaximumBackward0",
+    "MinimumBackward0",
+    "PowBackward1",
+    "AddcmulBackward0",
+    "MaskedFillBackward0",
+    "ExpandBackward0",
+}
+# Keep rows unless the axes named by these attributes are the first.
+_ROWS_UNLESS_FIRST = {
+    "SumBackward1": ("_saved_dim",),
+    "MeanBackward1": ("_saved_dim",),
+    "LogsumexpBackward0": ("_saved_dim",),
+    "SoftmaxBackward0": ("_saved_dim",),
+    "LogSoftmaxBackward0": ("_saved_dim",),
+    "SelectBackward0": ("_saved_dim",),
+    "SliceBackward0": ("_saved_dim",),
+    "CatBackward0": ("_saved_dim",),
+    "StackBackward0": ("_saved_dim",),
+    "SplitBackward0": ("_saved_dim",),
+    "UnbindBackward0": ("_saved_dim",),
+    "TransposeBackward0": ("_saved_dim0", "_saved_dim1"),
+}
+# Keep rows wherever the first axis is as long before as after.
+_ROWS_BY_SHAPE = {
+    "ViewBackward0",
+    "UnsafeViewBackward0",
+    "ReshapeAliasBackward0",
+    "UnsqueezeBackward0",
+    "SqueezeBackward0",
+    "SqueezeBackward1",
+    "AliasBackward0",
+    "CloneBackward0",
+    "BmmBackward0",
+}
+# The operand whose rows a product keeps.
+_ROWS_OF_SLOT = {"MmBackward0": 0, "AddmmBackward0": 1, "MvBackward0": 0}
 # Above this many elements the fallback works through the particles in portions.
 _PORTION = 1 << 24
 
@@ -69,7 +129,7 @@ class _Entry:
     function: Any
     slot: int
     operand: Any
-    path: tuple[str, ...] = ()
+    path: tuple[Any, ...] = ()
 
     @property
     def edge(self) -> GradientEdge:
@@ -106,6 +166,7 @@ class ParameterUses:
 
     @property
     def edges(self) -> list[GradientEdge]:
+        """Where cotangents are wanted."""
         return [] if self.unsupported else [entry.edge for entry in self.entries]
 
     def variance(
@@ -134,8 +195,8 @@ class ParameterUses:
         }
         result = torch.zeros((), dtype=torch.float64, device=self._device())
         for parameter, total in zip(self.parameters, totals, strict=True):
-            parts = [by_entry[id(entry)] for entry in self.plain.get(id(parameter), [])]
-            parts = [part for part in parts if part is not None]
+            every = [by_entry[id(entry)] for entry in self.plain.get(id(parameter), [])]
+            parts = [part for part in every if part is not None]
             if parts and total is not None:
                 result = result + _summed_variance(parts, total)
         if self.composite:
@@ -161,13 +222,8 @@ class ParameterUses:
             id(f.variable): g for f, g in operands.items() if type(f) is _AccumulateGrad
         }
         if inner:
-            pulled = torch.autograd.grad(
-                [GradientEdge(f, 0) for f in inner],
-                self.composite,
-                list(inner.values()),
-                retain_graph=True,
-                allow_unused=True,
-                is_grads_batched=True,
+            pulled = _batched_products(
+                [GradientEdge(f, 0) for f in inner], list(inner.values()), self.composite
             )
             for parameter, gradient in zip(self.composite, pulled, strict=True):
                 if gradient is not None:
@@ -195,20 +251,37 @@ class ParameterUses:
                 batched = cotangent.new_zeros((stop - start, *cotangent.shape))
                 batched[torch.arange(stop - start), rows] = cotangent[rows]
                 one_hot.append(batched)
-            gradients = torch.autograd.grad(
-                [o for o, _ in pairs],
-                self.parameters,
-                one_hot,
-                retain_graph=True,
-                allow_unused=True,
-                is_grads_batched=True,
-            )
+            gradients = _batched_products([o for o, _ in pairs], one_hot, self.parameters)
             for k, gradient in enumerate(gradients):
                 if gradient is not None:
                     squares = squares + gradient.double().square().sum()
                     sums[k] = sums[k] + gradient.double().sum(0)
         mean_part = torch.stack([s.square().sum() for s in sums]).sum() / self.particles
         return (squares - mean_part).clamp_min(0.0)
+
+
+def _batched_products(
+    outputs: Sequence[Any], cotangents: Sequence[Tensor], parameters: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Return vector-Jacobian products for several cotangents, [N, ...] each, at once."""
+    with hooks_muted(parameters):
+        try:
+            return list(
+                torch.autograd.grad(
+                    outputs,
+                    parameters,
+                    cotangents,
+                    retain_graph=True,
+                    allow_unused=True,
+                    is_grads_batched=True,
+                )
+            )
+        except RuntimeError:  # an operation (a custom autograd.Function, say) cannot be batched
+            each = [
+                torch.autograd.grad(outputs, parameters, rows, retain_graph=True, allow_unused=True)
+                for rows in zip(*cotangents, strict=True)
+            ]
+    return [None if found[0] is None else torch.stack(found) for found in zip(*each, strict=True)]
 
 
 _warned: set[str] = set()
@@ -261,6 +334,10 @@ def find_parameter_uses(
                 uses.unsupported = function.name()
                 return uses
             uses.entries.append(entry)
+    doubtful = _doubtful_rows(uses.entries, order, particles)
+    if doubtful is not None and not _rows_hold(uses.entries, outputs, particles):
+        uses.unsupported = doubtful
+        return uses
     _sort_entries(uses, consumers)
     return uses
 
@@ -300,13 +377,74 @@ def _stays_free(function: Any, before: Sequence[Any], particles: int) -> bool:
     if name in _SHAPE_ONLY or name in _ELEMENTWISE:
         return True
     if name in _BINARY:
-        # The other operand may be a constant with particles: the result's shape tells, unless
-        # the operands themselves happen to be as long as the batch.
+        if len(before) == 2:
+            return True
+        # The other operand is a constant, which may have particles (on whichever axis).
+        constant = getattr(function, "_saved_other", None)
+        if isinstance(constant, Tensor) and constant.dim() == 0:
+            return True
         shape = _shape(function)
-        return shape == torch.broadcast_shapes(*[_shape(f) for f in before]) and (
-            len(shape) == 0 or shape[0] != particles
-        )
+        return shape == _shape(before[0]) and particles not in shape
     return False
+
+
+def _axes(function: Any, attribute: str, rank: int) -> list[int]:
+    """Return saved axes as they count from the front (autograd shows negative ones unsigned)."""
+    saved = getattr(function, attribute)
+    saved = saved if isinstance(saved, (tuple, list)) else [saved]
+    return [(axis - (1 << 64) if axis >= 1 << 63 else axis) % max(rank, 1) for axis in saved]
+
+
+def _keeps_rows(function: Any, slot: int, particles: int) -> bool:
+    """Whether row i of an operand is known to reach only row i of the result."""
+    before, output = function.next_functions[slot]
+    operand = torch.Size(before._input_metadata[output].shape)
+    result, name = _shape(function), function.name()
+    if not operand or not result or operand[0] != particles or result[0] != particles:
+        return False
+    if name in _ROWS_OF_SLOT:
+        bias = name == "AddmmBackward0" and slot == 0 and len(operand) == 2
+        return bias or slot == _ROWS_OF_SLOT[name]
+    if name in _ROWS_UNLESS_FIRST:
+        rank = len(result if name == "StackBackward0" else operand)
+        axes = [_axes(function, attribute, rank) for attribute in _ROWS_UNLESS_FIRST[name]]
+        return all(some and 0 not in some for some in axes)
+    if name == "PermuteBackward0":
+        return _axes(function, "_saved_dims", len(operand))[0] == 0
+    if name in _ROWS_BY_SHAPE:
+        return True
+    return name in _ROW_BY_ROW and len(operand) == len(result)
+
+
+def _doubtful_rows(entries: Sequence[_Entry], order: Sequence[Any], particles: int) -> str | None:
+    """Return an operation after an entry that is not known to keep rows apart, or None."""
+    carrying = {entry.function for entry in entries}
+    for function in order:
+        if type(function) is _AccumulateGrad:
+            continue
+        for slot, (before, _) in enumerate(function.next_functions):
+            if before is not None and before in carrying:
+                if not _keeps_rows(function, slot, particles):
+                    return str(function.name())
+                carrying.add(function)
+    return None
+
+
+def _rows_hold(entries: Sequence[_Entry], outputs: Sequence[Tensor], particles: int) -> bool:
+    """Test whether some particles' cotangents arrive at their own rows of the entries alone."""
+    with torch.no_grad():
+        # Numbers without a pattern that leave the random generators alone.
+        chosen = torch.sin(1e3 * torch.arange(particles, dtype=torch.float64)) > 0
+        chosen[0], chosen[-1] = True, False
+        cotangents = []
+        for output in outputs:
+            numbers = torch.sin(7e2 * torch.arange(1, output.numel() + 1, dtype=torch.float64))
+            numbers = numbers.reshape(output.shape)
+            numbers[~chosen] = 0.0
+            cotangents.append(numbers.to(output))
+    answers = vector_jacobian_product(outputs, cotangents, [entry.edge for entry in entries])
+    others = (~chosen).to(outputs[0].device)
+    return all(b is None or not bool((b[others] != 0).any()) for b in answers)
 
 
 def _sort_entries(uses: ParameterUses, consumers: dict[Any, list[Any]]) -> None:
@@ -318,7 +456,8 @@ def _sort_entries(uses: ParameterUses, consumers: dict[Any, list[Any]]) -> None:
         while type(function) is not _AccumulateGrad:
             if function.name() not in _SHAPE_ONLY:
                 break
-            path.append(function.name())
+            axes = ("_saved_dim", "_saved_dims", "_saved_dim0", "_saved_dim1")
+            path.append((function.name(), *(getattr(function, axis, None) for axis in axes)))
             function = function.next_functions[0][0]
         entry.path = tuple(path)
         if type(function) is _AccumulateGrad:
@@ -370,7 +509,7 @@ def _has_rule(entry: _Entry, particles: int) -> bool:
         return False
     if name == "AddmmBackward0" and slot == 2:
         return _rows(function, "_saved_mat1", particles)
-    if name == "MmBackward0":
+    if name in ("MmBackward0", "MvBackward0"):
         return slot == 1 and _rows(function, "_saved_self", particles)
     if name in _BINARY or name == "ExpandBackward0" or (name == "AddmmBackward0" and slot == 0):
         # An operand as long as the batch belongs to the particles one by one.
@@ -387,6 +526,8 @@ def _contribution(entry: _Entry, b: Tensor, particles: int) -> Tensor | _Outer:
         return _reduce(b * function._saved_beta, entry, particles)
     if name == "MmBackward0":
         return _Outer(function._saved_self, b)
+    if name == "MvBackward0":
+        return function._saved_self * b.unsqueeze(1)
     return _reduce(_PULL[name](function, slot, b), entry, particles)
 
 

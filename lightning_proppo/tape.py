@@ -144,8 +144,6 @@ class Tape:
             if kind == "backward" and node.get("clear", True):
                 node.clear()
             node.messages.clear()
-            if sent is None:
-                continue
             for target, container in sent.messages():
                 for relative in self._resolve(target, force_targets, targets, reverse):
                     index = i + relative

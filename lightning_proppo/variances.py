@@ -31,7 +31,7 @@ def _centred(gradients: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _largest(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack([t.abs().amax() for t in tensors]).amax()
+    return torch.stack([t.abs().amax() if t.numel() else t.sum() for t in tensors]).amax()
 
 
 def inverse_variance_weighting(
@@ -48,7 +48,7 @@ def inverse_variance_weighting(
         x1: per-particle gradients of the first estimator, [P, ...], or several such.
         x2: those of the second, of the same shapes.
         scalar_estimate: one weight for all; False for a weight for each coordinate (only where
-            ``x1`` and ``x2`` are single tensors).
+            ``x1`` and ``x2`` are one tensor each).
 
     Returns:
         The weights k_1 and k_2, which are finite and sum to one. An estimator whose variance is
@@ -56,15 +56,22 @@ def inverse_variance_weighting(
         zero give one half each.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes differ, or for weights by coordinate of several tensors.
     """
     first = [x1] if isinstance(x1, Tensor) else list(x1)
     second = [x2] if isinstance(x2, Tensor) else list(x2)
     shapes = [list(t.shape) for t in first], [list(t.shape) for t in second]
     if shapes[0] != shapes[1] or not first:
         raise ValueError(f"x1 and x2 must have the same shapes; got {shapes[0]} and {shapes[1]}.")
+    if not scalar_estimate and len(first) > 1:
+        raise ValueError(
+            f"scalar_estimate=False weighs one tensor's coordinates; got {len(first)} tensors."
+        )
     d1, d2 = _centred(first), _centred(second)
-    c1, c2 = _largest(d1), _largest(d2)
+    if not scalar_estimate:
+        c1, c2 = d1[0].abs().amax(0), d2[0].abs().amax(0)
+    else:
+        c1, c2 = _largest(d1), _largest(d2)
     # One scale for both keeps the squares from overflowing and leaves their ratio alone.
     scale = torch.maximum(torch.nan_to_num(c1, 0.0, 0.0), torch.nan_to_num(c2, 0.0, 0.0))
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))

@@ -16,7 +16,7 @@ from lightning_proppo.errors import check_names, did_you_mean
 from lightning_proppo.initializers import ChainInit
 
 if TYPE_CHECKING:
-    from lightning_proppo.propagators.loss import LossProp
+    pass
 
 _NOT_KNOWN_YET: Any = object()
 
@@ -79,9 +79,9 @@ class Propagator:
             node["clear"] = True
         return node
 
-    def forward_impl(self, x: Any, node: Any = None, **kwargs: Any) -> Any:
+    def forward_impl(self, x: Any, node: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Do nothing to ``x``; to be overridden."""
-        del x, kwargs
+        del x, args, kwargs
         return {} if node is None else node
 
     def backward(self, node: Container, message: Container) -> Message:
@@ -116,7 +116,7 @@ class Propagator:
 
     def forward_options(self) -> frozenset[str] | None:
         """Return the names of the forward computation's options; None if it takes any."""
-        return _options_of(type(self))
+        return _options_of(type(self))  # type: ignore[arg-type]
 
     def _check_options(self, kwargs: Mapping[str, Any]) -> None:
         if not kwargs:

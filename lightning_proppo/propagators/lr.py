@@ -34,7 +34,7 @@ class LRBase(Propagator):
 
     def forward_impl(
         self,
-        x: Any = None,
+        x: Any,
         node: Any = None,
         dist: Any = None,
         dist_class: Any = None,

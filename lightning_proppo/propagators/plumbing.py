@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_proppo.containers import Listed
 from lightning_proppo.graph import cut
-from lightning_proppo.propagators.base import Propagator, ComboProp
+from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
 
 

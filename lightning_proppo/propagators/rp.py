@@ -29,7 +29,7 @@ class RPBase(Propagator):
 
     def forward_impl(
         self,
-        x: Any = None,
+        x: Any,
         node: Any = None,
         dist: Any = None,
         dist_class: Any = None,

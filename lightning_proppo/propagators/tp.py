@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_proppo.containers import Listed
-from lightning_proppo.estimators import lr_cotangent
 from lightning_proppo.errors import did_you_mean
+from lightning_proppo.estimators import lr_cotangent
 from lightning_proppo.graph import (
     LeafIndex,
     active_pullback,
@@ -52,7 +52,7 @@ def check_target(ivw_target: Any) -> str | list[Tensor]:
             )
         return ivw_target
     if isinstance(ivw_target, nn.Module):
-        targets = [p for p in ivw_target.parameters() if p.requires_grad]
+        targets: list[Tensor] = [p for p in ivw_target.parameters() if p.requires_grad]
     elif isinstance(ivw_target, Tensor):
         targets = [ivw_target]
     elif isinstance(ivw_target, (list, tuple)):
@@ -103,7 +103,7 @@ class TPBase(Propagator):
 
     def forward_impl(
         self,
-        x: Any = None,
+        x: Any,
         node: Any = None,
         dist: Any = None,
         dist_class: Any = None,

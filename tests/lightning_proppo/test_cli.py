@@ -1,0 +1,429 @@
+"""The command ``lightning-proppo``: evaluate, fit, and what they say when they cannot."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lightning_proppo.cli import Evaluation, load_module, main
+
+# In a file of its own, as a user's would be: it is found by its dotted path.
+MODULE = '''
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.distributions import Normal
+from torch.utils.data import DataLoader
+
+
+class Agent(pl.LightningModule):
+    """Learns the mean of a Gaussian; an episode returns the mean plus the episode's number."""
+
+    def __init__(self, start: float = 1.0, learning_rate: float = 0.1) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.mean = nn.Linear(1, 2)
+        nn.init.constant_(self.mean.weight, start)
+        nn.init.zeros_(self.mean.bias)
+        self.learning_rate = learning_rate
+
+    def training_step(self, batch, batch_idx):
+        sample = self.manager.sample(Normal(self.mean(torch.ones(16, 1)), 1.0))
+        loss = self.manager.loss(sample.square().sum(1))
+        self.log("cost", loss.detach())
+        return loss
+
+    def train_dataloader(self):
+        return DataLoader(range(4))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.learning_rate)
+
+    def on_train_end(self):
+        if self.trainer.loggers and not self.trainer.fast_dev_run:
+            (Path(self.trainer.log_dir) / "curve.png").write_bytes(b"")
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["module_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
+
+    def evaluate_policy(self, episodes, seed):
+        print("a library's greeting")
+        if self.training:
+            raise RuntimeError("not in evaluation mode")
+        first = float(self.mean(torch.ones(1, 1)).detach()[0, 0])
+        returns = [first + seed + episode for episode in range(episodes)]
+        return {"returns": returns, "success": [value > 2 for value in returns]}
+
+
+class Told(Agent):
+    def evaluate_policy(self, episodes, seed, progress):
+        for _ in range(episodes):
+            progress(1)
+        return {"returns": [float("nan")] * episodes, "success": [False] * episodes}
+
+
+class Silent(Agent):
+    evaluate_policy = None
+
+
+class Short(Agent):
+    def evaluate_policy(self, episodes, seed):
+        return {"returns": [1.0], "success": [True]}
+
+
+class Wrong(Agent):
+    def evaluate_policy(self, episodes, seed):
+        return [1.0] * episodes
+
+
+class Demanding(Agent):
+    def __init__(self, something) -> None:
+        super().__init__()
+
+
+class NoModule:
+    pass
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working directory, with the user's modules in it."""
+    (tmp_path / "my_agents.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["lightning-proppo"])
+    yield tmp_path
+    sys.modules.pop("my_agents", None)
+
+
+def save(path: Path, module_class: str | None, **hyper_parameters: Any) -> Path:
+    """Write a checkpoint as Lightning writes it."""
+    checkpoint: dict[str, Any] = {
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": "2.6.6",
+        "state_dict": {
+            "mean.weight": torch.tensor([[1.5], [2.5]]),
+            "mean.bias": torch.zeros(2),
+        },
+        "hyper_parameters": hyper_parameters,
+    }
+    if module_class is not None:
+        checkpoint["module_class"] = module_class
+    torch.save(checkpoint, path)
+    return path
+
+
+def write_config(path: Path, **changes: Any) -> Path:
+    config: dict[str, Any] = {
+        "seed_everything": 0,
+        "model": {"class_path": "my_agents.Agent", "init_args": {"start": 3.0}},
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 2,
+            "log_every_n_steps": 1,
+            "enable_progress_bar": False,
+            "callbacks": [
+                {
+                    "class_path": "lightning_proppo.PropagationCallback",
+                    "init_args": {"propagator": "TP"},
+                }
+            ],
+            "logger": {
+                "class_path": "pytorch_lightning.loggers.TensorBoardLogger",
+                "init_args": {"save_dir": "runs", "name": "toy"},
+            },
+        },
+    }
+    for key, value in changes.items():
+        config["trainer"][key] = value
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+# evaluate
+
+
+def test_json_is_exactly_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(folder / "a.ckpt", "my_agents.Agent")
+    assert main(["evaluate", "--ckpt", str(path), "--episodes", "3", "--seed", "0", "--json"]) == 0
+    told = capsys.readouterr()
+    assert told.out == '{"returns": [1.5, 2.5, 3.5], "success": [false, true, true]}\n'
+    assert "a library's greeting" in told.err
+
+
+def test_the_seed_is_handed_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(folder / "a.ckpt", "my_agents.Agent")
+    assert main(["evaluate", "--ckpt", str(path), "--episodes", "1", "--seed", "7", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["returns"] == [8.5]
+
+
+def test_ten_episodes_unless_told_otherwise(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save(folder / "a.ckpt", "my_agents.Agent")
+    assert main(["evaluate", "--ckpt", str(path), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["returns"]) == 10
+
+
+def test_without_json_there_is_a_table_with_a_summary(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save(folder / "a.ckpt", "my_agents.Agent")
+    assert main(["evaluate", "--ckpt", str(path), "--episodes", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[:4]] == [
+        ["episode", "return", "success"],
+        ["1", "1.5", "no"],
+        ["2", "2.5", "yes"],
+        ["3", "3.5", "yes"],
+    ]
+    assert lines[-2].split()[:4] == ["return", "2.5", "(mean),", "1"]
+    assert lines[-1].split() == ["success", "2", "of", "3", "(67%)"]
+
+
+def test_a_module_that_asks_is_told_of_progress_and_nan_becomes_null(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save(folder / "a.ckpt", "my_agents.Told")
+    assert main(["evaluate", "--ckpt", str(path), "--episodes", "2", "--json"]) == 0
+    assert capsys.readouterr().out == '{"returns": [null, null], "success": [false, false]}\n'
+
+
+def test_hyper_parameters_reach_the_module(folder: Path) -> None:
+    sys.path.append(str(folder))
+    module = load_module(save(folder / "a.ckpt", "my_agents.Agent", learning_rate=0.25))
+    assert module.learning_rate == 0.25
+    assert not module.training
+
+
+def test_one_episode_has_no_standard_deviation() -> None:
+    assert "nan (standard deviation)" in Evaluation([1.0], [True]).as_text()
+    assert math.isinf(Evaluation([math.inf], [True]).returns[0])
+
+
+class Dangerous:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("was-run",)
+
+
+def test_a_checkpoint_runs_no_code(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": {}, "x": Dangerous()}, folder / "bad.ckpt")
+    assert main(["evaluate", "--ckpt", "bad.ckpt"]) == 2
+    assert "could run code" in capsys.readouterr().err
+    assert not (folder / "was-run").exists()
+
+
+@pytest.mark.parametrize(
+    ("module_class", "expected"),
+    [
+        (None, "no key 'module_class'"),
+        ("my_agents.Absent", "cannot be imported"),
+        ("no_such_package.Agent", "cannot be imported"),
+        ("my_agents.<locals>.Agent", "cannot be imported"),
+        ("my_agents.NoModule", "not a LightningModule"),
+        ("my_agents", "not a LightningModule"),
+        ("my_agents.Silent", "Silent cannot be evaluated: it has no method evaluate_policy"),
+        ("my_agents.Short", "gave 1 returns"),
+        ("my_agents.Wrong", "must return a dict"),
+        ("my_agents.Demanding", "cannot be rebuilt"),
+    ],
+)
+def test_a_module_that_cannot_be_evaluated_is_told_in_one_line(
+    module_class: str | None, expected: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save(folder / "a.ckpt", module_class)
+    assert main(["evaluate", "--ckpt", str(path), "--episodes", "2"]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("\n") == 1
+    assert told.err.startswith("lightning-proppo evaluate: error: ")
+    assert expected in told.err
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("absent.ckpt", "does not exist"),
+        (".", "is a folder"),
+        ("my_agents.py", "not a checkpoint"),
+        ("empty.ckpt", "not a checkpoint"),
+        ("tensor.ckpt", "no state_dict"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_told_in_one_line(
+    name: str, expected: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "empty.ckpt").touch()
+    torch.save(torch.ones(2), folder / "tensor.ckpt")
+    assert main(["evaluate", "--ckpt", name]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("\n") == 1
+    assert expected in told.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--ckpt", "a", "--episodes", "0"], ["--ckpt", "a", "--seed", "x"], ["--cktp", "a"]],
+)
+def test_wrong_options_are_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", *arguments])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err
+
+
+def test_the_help_mentions_evaluate(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    told = capsys.readouterr().out
+    assert "evaluate" in told
+    assert "fit" in told
+
+
+# fit
+
+
+def test_fit_learns_says_where_things_are_and_evaluate_takes_its_checkpoint(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", str(write_config(folder / "a.yaml"))]) == 0
+    told = capsys.readouterr().out
+    run = folder / "runs" / "toy" / "version_0"
+    rows = dict(line.strip().split("  ", 1) for line in told.splitlines() if line.startswith("  "))
+    rows = {label: text.strip() for label, text in rows.items()}
+    assert (folder / rows["log directory"]).resolve() == run
+    assert rows["to look at it"].endswith(f"tensorboard --logdir {rows['log directory']}")
+    assert (folder / rows["last checkpoint"]).is_file()
+    assert (folder / rows["plot"]).resolve() == run / "curve.png"
+    assert (run / "config.yaml").is_file()
+    assert f"evaluate --ckpt {rows['last checkpoint']}" in rows["to evaluate"]
+
+    arguments = ["--ckpt", rows["last checkpoint"], "--episodes", "1", "--json"]
+    assert main(["evaluate", *arguments]) == 0
+    [learned] = json.loads(capsys.readouterr().out)["returns"]
+    # It starts at 3, and the cost is least at 0.
+    assert abs(learned) < 1.0
+
+
+def test_a_module_that_does_not_name_itself_is_found_by_what_the_command_noted(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = (folder / "my_agents.py").read_text()
+    (folder / "my_agents.py").write_text(source.replace("on_save_checkpoint", "unused"))
+    write_config(folder / "a.yaml")
+    assert main(["fit", "--config", "a.yaml"]) == 0
+    [path] = folder.rglob("*.ckpt")
+    assert "module_class" not in torch.load(path, weights_only=True)
+    capsys.readouterr()
+    assert main(["evaluate", "--ckpt", str(path), "--episodes", "1", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"returns", "success"}
+
+
+def test_the_best_checkpoint_is_told_with_its_score(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = {
+        "class_path": "pytorch_lightning.callbacks.ModelCheckpoint",
+        "init_args": {"monitor": "cost", "save_last": True, "dirpath": "kept"},
+    }
+    propagation = {"class_path": "lightning_proppo.PropagationCallback"}
+    write_config(folder / "a.yaml", callbacks=[propagation, checkpoint])
+    assert main(["fit", "--config", "a.yaml"]) == 0
+    told = capsys.readouterr().out
+    assert "best checkpoint" in told
+    assert "(cost = " in told
+    assert f"last checkpoint  kept{os.sep}last.ckpt" in told
+
+
+def test_a_run_that_leaves_nothing_says_so_and_can_be_repeated(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_config(folder / "a.yaml", logger=False, enable_checkpointing=False)
+    for _ in range(2):
+        assert main(["fit", "--config", "a.yaml"]) == 0
+        told = capsys.readouterr().out
+        assert "none was saved" in told
+        assert "log directory" not in told
+    assert {path.name for path in folder.iterdir()} - {"__pycache__"} == {"a.yaml", "my_agents.py"}
+
+
+def test_plots_of_an_earlier_run_are_not_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = folder / "runs" / "toy" / "version_0" / "old.png"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    os.utime(old, (0, 0))
+    config = write_config(folder / "a.yaml")
+    assert main(["fit", "--config", str(config), "--trainer.logger.version", "0"]) == 0
+    told = capsys.readouterr().out
+    assert "curve.png" in told
+    assert "old.png" not in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--trainer.callbacks.propagator", "TQ"], "TQ"),
+        (["--trainer.max_epocs", "1"], "max_epocs"),
+        (["--model.learnin_rate", "1"], "learnin_rate"),
+        (["--config", "absent.yaml"], "absent.yaml"),
+    ],
+)
+def test_misspelt_options_are_refused(
+    arguments: list[str], expected: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_config(folder / "a.yaml")
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", "a.yaml", *arguments])
+    assert stopped.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["trainer", "model", "callback", "top"])
+def test_an_unknown_key_in_the_file_is_refused(
+    place: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load(write_config(folder / "a.yaml").read_text())
+    places = {
+        "trainer": config["trainer"],
+        "model": config["model"]["init_args"],
+        "callback": config["trainer"]["callbacks"][0]["init_args"],
+        "top": config,
+    }
+    places[place]["unheard_of"] = 1
+    (folder / "a.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", "a.yaml"])
+    assert stopped.value.code == 2
+    assert "unheard_of" in capsys.readouterr().err
+
+
+# as a process
+
+
+def test_it_runs_as_a_module_of_python(folder: Path) -> None:
+    save(folder / "a.ckpt", "my_agents.Agent")
+    command = [sys.executable, "-m", "lightning_proppo", "evaluate", "--ckpt", "a.ckpt", "--json"]
+    done = subprocess.run([*command, "--episodes", "1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == '{"returns": [1.5], "success": [false]}\n'

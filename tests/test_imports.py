@@ -1,0 +1,258 @@
+"""The packages' imports point one way; and two statements that libraries do not make."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {
+    "lightning_proppo": ROOT / "lightning_proppo",
+    "proppo_envs": ROOT / "envs" / "proppo_envs",
+    "proppo_agents": ROOT / "agents" / "proppo_agents",
+}
+MAY_IMPORT = {
+    "lightning_proppo": {"lightning_proppo"},
+    "proppo_envs": {"proppo_envs"},
+    "proppo_agents": {"lightning_proppo", "proppo_envs", "proppo_agents"},
+}
+LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
+OUTERMOST = ("lightning_proppo.callbacks", "lightning_proppo.cli", "lightning_proppo.__main__")
+MATHEMATICS = tuple(
+    f"lightning_proppo.{name}" for name in ("baselines", "estimators", "gaussians", "variances")
+)
+# What a layer must not import, at run time or for its types' sake.
+FORBIDDEN = {
+    "lightning_proppo.containers": ("propagators", "tape", "handover", "manager"),
+    "lightning_proppo.initializers": ("propagators", "tape", "handover", "manager"),
+    "lightning_proppo.graph": ("containers", "propagators", "tape", "handover", "manager"),
+    "lightning_proppo.tape": ("propagators", "handover", "manager"),
+    "lightning_proppo.propagators": ("handover", "manager"),
+}
+
+
+@dataclass(frozen=True)
+class Module:
+    """One source file."""
+
+    name: str
+    path: Path
+    tree: ast.Module
+
+    @property
+    def package(self) -> str:
+        is_package = self.path.name == "__init__.py"
+        return self.name if is_package else self.name.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module.
+
+    Attributes:
+        name: with dots, and whatever was asked of it: ``from a import b`` gives ``a.b``.
+        types_only: whether it stands under ``if TYPE_CHECKING``.
+        at_load: whether importing the file runs it.
+        line: where.
+    """
+
+    name: str
+    types_only: bool
+    at_load: bool
+    line: int
+
+
+def modules() -> list[Module]:
+    found = []
+    for package, folder in FOLDERS.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            parts = parts[:-1] if parts[-1] == "__init__" else parts
+            tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+            found.append(Module(".".join((package, *parts)), path, tree))
+    return found
+
+
+def is_type_checking(test: ast.expr) -> bool:
+    return ast.unparse(test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def imports(tree: ast.AST, package: str) -> Iterator[Import]:
+    """Every import below ``tree``, in functions and branches too."""
+
+    def walk(node: ast.AST, types_only: bool, at_load: bool) -> Iterator[Import]:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name, types_only, at_load, node.lineno)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join((*above, base) if base else above)
+            for alias in node.names:
+                yield Import(f"{base}.{alias.name}", types_only, at_load, node.lineno)
+        elif isinstance(node, ast.If) and is_type_checking(node.test):
+            for child in node.body:
+                yield from walk(child, True, at_load)
+            for child in node.orelse:
+                yield from walk(child, types_only, at_load)
+        else:
+            inside = at_load and not isinstance(
+                node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+            )
+            for child in ast.iter_child_nodes(node):
+                yield from walk(child, types_only, inside)
+
+    return walk(tree, False, True)
+
+
+def lies_in(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def told(module: Module, found: Import) -> str:
+    return f"{module.path.relative_to(ROOT)}:{found.line} imports {found.name}"
+
+
+@pytest.fixture(scope="module")
+def ours() -> list[Module]:
+    found = modules()
+    assert {module.name.partition(".")[0] for module in found} == set(FOLDERS)
+    return found
+
+
+def test_packages_import_each_other_one_way(ours: list[Module]) -> None:
+    wrong = [
+        told(module, found)
+        for module in ours
+        for found in imports(module.tree, module.package)
+        for package in [found.name.partition(".")[0]]
+        if package in FOLDERS and package not in MAY_IMPORT[module.name.partition(".")[0]]
+    ]
+    assert not wrong
+
+
+def test_no_library_imports_tests_or_benchmarks(ours: list[Module]) -> None:
+    wrong = [
+        told(module, found)
+        for module in ours
+        for found in imports(module.tree, module.package)
+        if lies_in(found.name, "tests", "benchmarks", "pytest", "hypothesis")
+    ]
+    assert not wrong
+
+
+def test_only_callbacks_and_command_line_know_lightning(ours: list[Module]) -> None:
+    wrong = [
+        told(module, found)
+        for module in ours
+        if lies_in(module.name, "lightning_proppo") and not lies_in(module.name, *OUTERMOST)
+        for found in imports(module.tree, module.package)
+        if lies_in(found.name, *LIGHTNING)
+    ]
+    assert not wrong
+
+
+def test_nothing_within_imports_callbacks_or_command_line(ours: list[Module]) -> None:
+    wrong = [
+        told(module, found)
+        for module in ours
+        if lies_in(module.name, "lightning_proppo")
+        and not lies_in(module.name, *OUTERMOST)
+        and module.name != "lightning_proppo"  # which gives the callbacks their public names
+        for found in imports(module.tree, module.package)
+        if lies_in(found.name, *OUTERMOST)
+    ]
+    assert not wrong
+
+
+def test_mathematics_knows_nothing_else_of_ours(ours: list[Module]) -> None:
+    allowed = {"torch", "numpy", *sys.stdlib_module_names}
+    wrong = [
+        told(module, found)
+        for module in ours
+        if module.name in MATHEMATICS
+        for found in imports(module.tree, module.package)
+        if found.name.partition(".")[0] not in allowed and not lies_in(found.name, *MATHEMATICS)
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("layer", FORBIDDEN)
+def test_layers_import_downwards(layer: str, ours: list[Module]) -> None:
+    above = [f"lightning_proppo.{name}" for name in (*FORBIDDEN[layer], "callbacks", "cli")]
+    members = [module for module in ours if lies_in(module.name, layer)]
+    assert members
+    wrong = [
+        told(module, found)
+        for module in members
+        for found in imports(module.tree, module.package)
+        # A type may be named from above; nothing of it is there when the code runs.
+        if lies_in(found.name, *above) and not found.types_only
+    ]
+    assert not wrong
+
+
+def test_there_is_no_cycle(ours: list[Module]) -> None:
+    names = {module.name for module in ours}
+    edges: dict[str, set[str]] = {}
+    for module in ours:
+        needed = edges.setdefault(module.name, set())
+        for found in imports(module.tree, module.package):
+            if found.types_only or not found.at_load:
+                continue
+            # ``from a import b``: b is a module, or a name in a.
+            target = found.name if found.name in names else found.name.rpartition(".")[0]
+            if target in names and target != module.name:
+                needed.add(target)
+    try:
+        graphlib.TopologicalSorter(edges).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"modules import each other in a circle: {' -> '.join(error.args[1])}")
+
+
+def test_libraries_do_not_print(ours: list[Module]) -> None:
+    wrong = [
+        f"{module.path.relative_to(ROOT)}:{node.lineno}"
+        for module in ours
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "builtins.print")
+    ]
+    assert not wrong
+
+
+def test_libraries_do_not_assert(ours: list[Module]) -> None:
+    # python -O removes assertions: what users must not do is refused by an exception.
+    wrong = [
+        f"{module.path.relative_to(ROOT)}:{node.lineno}"
+        for module in ours
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Assert)
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import lightning", Import("lightning", False, True, 1)),
+        ("import lightning.pytorch as pl", Import("lightning.pytorch", False, True, 1)),
+        ("from a.b import c", Import("a.b.c", False, True, 1)),
+        ("from . import d", Import("pack.sub.d", False, True, 1)),
+        ("from .d import e", Import("pack.sub.d.e", False, True, 1)),
+        ("from ..d import e", Import("pack.d.e", False, True, 1)),
+        ("def f():\n    import a", Import("a", False, False, 2)),
+        ("try:\n    import a\nexcept ImportError: pass", Import("a", False, True, 2)),
+        ("if TYPE_CHECKING:\n    import a", Import("a", True, True, 2)),
+        ("if not TYPE_CHECKING:\n    import a", Import("a", False, True, 2)),
+        ("if TYPE_CHECKING:\n    pass\nelse:\n    import a", Import("a", False, True, 4)),
+    ],
+)
+def test_these_tests_see_every_kind_of_import(source: str, expected: Import) -> None:
+    assert list(imports(ast.parse(source), "pack.sub")) == [expected]
