@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_proppo.errors import PropagationError
+
 _AccumulateGrad: Any = type(
     torch.zeros((), requires_grad=True).view(()).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
 )
@@ -33,13 +35,37 @@ def cut(x: Tensor, requires_grad: bool = True) -> Tensor:
     if requires_grad and torch.is_grad_enabled() and leaf.is_floating_point():
         # detach() of a detached tensor shares storage but is a new leaf, so it is ours to mark.
         leaf.requires_grad_()
-        setattr(leaf, _CUT_MARK, None)
+        mark_cut(leaf, None)
     return leaf
 
 
 def mark_cut(leaf: Tensor, tape: Any) -> None:
-    """Say which tape a cut belongs to."""
+    """Say which tape a cut belongs to: a weak reference to it."""
+    if leaf.is_leaf and leaf.requires_grad and not is_cut(leaf):
+        leaf.register_post_accumulate_grad_hook(_refuse_stray_gradient)
     setattr(leaf, _CUT_MARK, tape)
+
+
+def _refuse_stray_gradient(leaf: Tensor) -> None:
+    """Raise where a gradient reaches a cut that no pass will carry further.
+
+    Our own segments are pulled back with ``torch.autograd.grad``, which accumulates nothing, so
+    this is called only for what is differentiated beside the rollout. Inside a pass a propagator
+    may do so: its node's turn comes.
+    """
+    owner = tape_of(leaf)
+    if owner is None:  # made outside any rollout
+        return
+    tape = owner()
+    if tape is not None and tape.root.running:
+        return
+    leaf.grad = None
+    raise PropagationError(
+        f"a term beside the rollout's loss depends on a sample of the rollout (shape "
+        f"{list(leaf.shape)}), whose gradient would be lost: it ends at the sample. Add the term "
+        "to the costs (append_loss, one value for each particle), or detach() the sample where "
+        "no gradient through it is wanted."
+    )
 
 
 def is_cut(leaf: Tensor) -> bool:
@@ -156,13 +182,20 @@ def vector_jacobian_product(
 class Pullback:
     """One backward pass over a tape: pulls cotangents to leaves and collects their gradients.
 
+    Args:
+        index: which leaves the tape's tensors reach.
+        defer: pull everything back together, in :meth:`finish`. Right where no cut waits for its
+            cotangent, and there as fast as plain back-propagation: costs at each of H steps that
+            share one graph would otherwise take H passes over it.
+
     Attributes:
         gradients: the gradients that arrived at parameters, by ``id`` of the parameter.
         statistics: what propagators noted on the way, e.g. ``"lr_weight"``: a list of tensors.
     """
 
-    def __init__(self, index: LeafIndex | None = None) -> None:
+    def __init__(self, index: LeafIndex | None = None, defer: bool = False) -> None:
         self.index = index if index is not None else LeafIndex()
+        self._deferred: list[tuple[Tensor, Tensor]] | None = [] if defer else None
         self.gradients: dict[int, Tensor] = {}
         self.parameters: dict[int, Tensor] = {}
         self.statistics: dict[str, list[Tensor]] = {}
@@ -179,6 +212,18 @@ class Pullback:
                 self.deposit(output, cotangent)
             else:
                 inner.append((output, cotangent))
+        if self._deferred is not None:
+            self._deferred.extend(inner)
+        else:
+            self._pull(inner)
+
+    def finish(self) -> None:
+        """Pull back what was deferred."""
+        if self._deferred:
+            self._pull(self._deferred)
+            self._deferred = []
+
+    def _pull(self, inner: Sequence[tuple[Tensor, Tensor]]) -> None:
         if not inner:
             return
         tensors = [output for output, _ in inner]
@@ -215,11 +260,7 @@ def active_pullback() -> Pullback | None:
 
 @contextlib.contextmanager
 def activate(pullback: Pullback) -> Iterator[Pullback]:
-    """Make ``pullback`` the running pass; a pass inside a pass (a nested tape) joins it."""
-    running = _active.get()
-    if running is not None:
-        yield running
-        return
+    """Make ``pullback`` the running pass, also where it starts inside another one."""
     token = _active.set(pullback)
     try:
         yield pullback

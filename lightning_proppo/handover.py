@@ -12,6 +12,14 @@ from lightning_proppo.errors import PropagationError
 from lightning_proppo.graph import Pullback, activate, tape_of
 from lightning_proppo.tape import Tape
 
+_DIFFERENTIATED = (
+    "this rollout has been differentiated and its tape released; to do it twice, pass "
+    "retain_graph=True the first time."
+)
+_FAILED = (
+    "this rollout's tape was released when a backward pass over it failed; record a new rollout."
+)
+
 
 class ClosedTape:
     """A tape that takes no more nodes and waits to be differentiated.
@@ -19,6 +27,8 @@ class ClosedTape:
     Args:
         tape: the tape.
         name: of the manager's method that closed it, for error messages.
+        takes_more: whether parameters may turn up that were not known when the tape was closed
+            (where gradients are handed to them one by one; an autograd node cannot take more).
 
     Attributes:
         parameters: the leaf tensors that the recorded graph reaches.
@@ -28,7 +38,7 @@ class ClosedTape:
         PropagationError: if the recorded graph reaches samples of another rollout.
     """
 
-    def __init__(self, tape: Tape, name: str) -> None:
+    def __init__(self, tape: Tape, name: str, takes_more: bool = False) -> None:
         parameters, cuts = tape.collect_leaves()
         for leaf in cuts.values():
             owner = tape_of(leaf)
@@ -42,10 +52,11 @@ class ClosedTape:
                     "record them before a single loss()."
                 )
         self.tape = tape
+        self.takes_more = takes_more
         self.parameters = list(parameters.values())
         self.differentiated = False
         self._cuts = list(cuts.values())
-        self._released = False
+        self._released: str | None = None
 
     def gradients(
         self, keep: bool, message: Any = None
@@ -63,47 +74,49 @@ class ClosedTape:
         Raises:
             PropagationError: if the tape has been released by an earlier pass.
         """
-        if self._released:
-            raise PropagationError(
-                "this rollout has been differentiated and its tape released; to do it twice, pass "
-                "retain_graph=True the first time."
-            )
+        if self._released is not None:
+            raise PropagationError(self._released)
         for leaf in self._cuts:
             leaf.grad = None
-        kept = [(node, node.get("clear", True)) for node in self.tape.nodes] if keep else []
-        for node, _ in kept:
-            node["clear"] = False
+        self.tape.keep = keep
         try:
             # A pass may start inside another thread or another pass; this one is its own.
-            with activate(Pullback(self.tape.index)) as pullback:
+            with activate(Pullback(self.tape.index, defer=not self._cuts)) as pullback:
                 remaining = self.tape.run("backward", message)
+                pullback.finish()
         except RuntimeError as error:
             if "modified by an inplace operation" in str(error):
                 error.add_note(
                     "The tape may hold nodes of an earlier, abandoned rollout whose parameters "
                     "have been updated since; call manager.reset() after abandoning a rollout."
                 )
-            self.release()
+            self.release(_FAILED)
             raise
         except BaseException:
-            self.release()
+            self.release(_FAILED)
             raise
-        for node, clear in kept:
-            node["clear"] = clear
         self.differentiated = True
-        found = [pullback.gradients.get(id(parameter)) for parameter in self.parameters]
         known = {id(parameter) for parameter in self.parameters}
-        for key, parameter in pullback.parameters.items():
-            if key not in known:  # reached by what a propagator made during the pass
-                self.parameters.append(parameter)
-                found.append(pullback.gradients[key])
+        late = [p for key, p in pullback.parameters.items() if key not in known]
+        if late and not self.takes_more:
+            self.release(_FAILED)
+            raise PropagationError(
+                "a propagator reached a parameter during the backward pass (shape "
+                f"{list(late[0].shape)}) that nothing recorded in the forward computation "
+                "depends on. PyTorch has to know a loss's parameters when the loss is made, so "
+                "this gradient would be lost: let forward_impl put the parameter into its node "
+                "({'parameters': [parameter], ...}), or call manager.backward(...) instead of "
+                "manager.loss(...)."
+            )
+        self.parameters.extend(late)
+        found = [pullback.gradients.get(id(parameter)) for parameter in self.parameters]
         if not keep:
-            self.release()
+            self.release(_DIFFERENTIATED)
         return found, remaining, pullback.statistics
 
-    def release(self) -> None:
-        """Let go of nodes and graph."""
-        self._released = True
+    def release(self, reason: str) -> None:
+        """Let go of cuts and graph; another pass is refused for that reason."""
+        self._released = reason
         self._cuts = []
         self.tape.index.clear()
 
@@ -118,7 +131,7 @@ class HandOver(torch.autograd.Function):
         """Return the value [] and remember the tape."""
         ctx.closed = closed
         ctx.report = report
-        ctx.count = len(parameters)
+        del parameters
         return value.clone()
 
     @staticmethod
@@ -130,8 +143,7 @@ class HandOver(torch.autograd.Function):
             found, _, statistics = ctx.closed.gradients(keep=_graph_is_kept())
         ctx.report(statistics, first)
         scaled = [
-            None if gradient is None else gradient * incoming.to(gradient.dtype)
-            for gradient in found[: ctx.count]
+            None if gradient is None else gradient * incoming.to(gradient) for gradient in found
         ]
         return None, None, None, *scaled
 

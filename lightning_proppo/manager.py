@@ -70,8 +70,18 @@ class PropagationManager:
         # How many losses were made that no backward pass has reached; the callback looks.
         self.undifferentiated = 0
         self.given_by_callback = False
-        self._next: str | Propagator | None = None
-        self.reset()
+        self._generation = 0
+        self._forget_rollout()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or a manager in another process, starts without a rollout."""
+        rollout = ("_tape", "_finished", "_costs", "_graph_in_costs", "_unrecorded_costs", "_next")
+        state = {name: value for name, value in vars(self).items() if name not in rollout}
+        return {**state, "undifferentiated": 0}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget_rollout()
 
     # -- recording ---------------------------------------------------------------------------
 
@@ -90,22 +100,31 @@ class PropagationManager:
         return 0 if self._finished else self._tape.calls
 
     def reset(self) -> None:
-        """Forget the rollout that is being recorded; needed where one is abandoned."""
+        """Forget the rollout that is being recorded; needed where one is abandoned.
+
+        Losses that have been made stay differentiable, but nobody is told any more if they are
+        not: call it in a ``training_step`` that skips a batch on purpose.
+        """
+        self.undifferentiated = 0
+        self._generation += 1
+        self._forget_rollout()
+
+    def _forget_rollout(self) -> None:
         self._tape = Tape(self.terminal_propagator)
         self._finished = False
         self._costs: list[Tensor] = []
         self._graph_in_costs = False
         self._unrecorded_costs: list[Tensor] = []
-        self._next = None
+        self._next: str | Propagator | None = None
 
     @contextmanager
     def rollout(self) -> Iterator[PropagationManager]:
         """Record a rollout, forgetting what was left before, and all of it on an exception."""
-        self.reset()
+        self._forget_rollout()
         try:
             yield self
         except BaseException:
-            self.reset()
+            self._forget_rollout()
             raise
 
     def add_propagator(self, name: str, propagator: Propagator) -> None:
@@ -232,11 +251,14 @@ class PropagationManager:
             )
         value, closed = self._close("loss", costs, kwargs)
         self.last_cost = value
-        self.undifferentiated += 1
+        # Without parameters there is nothing to differentiate, and no pass will ever come.
+        self.undifferentiated += bool(closed.parameters)
+        generation = self._generation
 
         def report(statistics: dict[str, list[Tensor]], first: bool) -> None:
             self.statistics = statistics
-            self.undifferentiated -= first
+            if first and generation == self._generation:
+                self.undifferentiated -= 1
 
         return HandOver.apply(closed, report, value, *closed.parameters)
 
@@ -260,19 +282,23 @@ class PropagationManager:
         Raises:
             PropagationError: see :meth:`loss`.
         """
+        if self.recorded == 0 and loss is None and message is None:
+            raise PropagationError(
+                "backward: nothing was recorded since the last loss. Record a rollout with "
+                "manager.sample(...) and manager.append_loss(...) for each backward."
+            )
         if self._finished:
-            self.reset()
+            self._forget_rollout()
         if loss is None and not self._costs:
-            value, closed = None, ClosedTape(self._tape, "backward")
+            closed = ClosedTape(self._tape, "backward", takes_more=True)
         else:
-            value, closed = self._close("backward", loss, {})
-        del value
+            self.last_cost, closed = self._close("backward", loss, {}, takes_more=True)
         tape = closed.tape
         try:
             with torch.enable_grad():
                 found, remaining, self.statistics = closed.gradients(False, _container(message))
         finally:
-            self.reset()
+            self._forget_rollout()
         pairs = [
             (parameter, gradient)
             for parameter, gradient in zip(closed.parameters, found, strict=True)
@@ -318,7 +344,7 @@ class PropagationManager:
 
     def _open_tape(self) -> Tape:
         if self._finished:
-            self.reset()
+            self._forget_rollout()
         return self._tape
 
     def _find_propagator(self, chosen: str | Propagator | None) -> Propagator:
@@ -335,7 +361,9 @@ class PropagationManager:
         _check_propagator("local_propagator", chosen)
         return chosen
 
-    def _close(self, name: str, costs: Any, kwargs: dict[str, Any]) -> tuple[Tensor, ClosedTape]:
+    def _close(
+        self, name: str, costs: Any, kwargs: dict[str, Any], takes_more: bool = False
+    ) -> tuple[Tensor, ClosedTape]:
         if active_pullback() is not None:
             raise PropagationError(f"{name}: a backward pass is running already.")
         try:
@@ -353,9 +381,9 @@ class PropagationManager:
                     "(no detach(), no numpy), or use LR."
                 )
             value = torch.stack(self._costs).sum()
-            return value, ClosedTape(self._tape, name)
+            return value, ClosedTape(self._tape, name, takes_more)
         finally:
-            self.reset()
+            self._forget_rollout()
 
 
 def _check_propagator(name: str, value: Any) -> None:

@@ -43,14 +43,16 @@ class Tape:
         nodes: the nodes, the terminal one (where there is one) first.
         calls: how many forward computations were made, registered as nodes or not.
         next_propagator: what the last forward computation chose for the next one, or None.
-        statistics: what the last backward pass noted.
+        keep: whether nodes keep their contents in a backward pass, for another one.
+        running: whether a computation runs over the nodes.
     """
 
     def __init__(self, terminal_propagator: Propagator | None = None) -> None:
         self.nodes: list[Node] = []
         self.calls = 0
         self.next_propagator: str | Propagator | None = None
-        self.statistics: dict[str, list[Tensor]] = {}
+        self.keep = False
+        self.running = False
         self.index = LeafIndex()
         self.parent: weakref.ref[Tape] | None = None
         self._ahead: dict[int, Container] = {}
@@ -126,7 +128,15 @@ class Tape:
         Returns:
             What left the tape at the far end, with targets relative to it.
         """
+        was_running, self.running = self.running, True
+        try:
+            return self._run(kind, message, reverse)
+        finally:
+            self.running = was_running
+
+    def _run(self, kind: str, message: Container | None, reverse: bool) -> Message:
         nodes = self.nodes
+        keep = self.root.keep
         outgoing: Message | None = None
         indices = range(len(nodes) - 1, -1, -1) if reverse else range(len(nodes))
         if message is not None:
@@ -141,7 +151,7 @@ class Tape:
             sent = propagator.compute(kind, node, node.messages, reverse=reverse)
             force_targets = node.get("force_targets")
             targets = node.get("targets")
-            if kind == "backward" and node.get("clear", True):
+            if kind == "backward" and not keep and node.get("clear", True):
                 node.clear()
             node.messages.clear()
             for target, container in sent.messages():

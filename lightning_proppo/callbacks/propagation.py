@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -43,8 +44,11 @@ class PropagationCallback(Callback):
         attribute: str = "manager",
         log: bool = True,
     ) -> None:
-        if not isinstance(attribute, str) or not attribute.isidentifier():
-            raise ValueError(f"attribute must be the name of an attribute; got {attribute!r}.")
+        if not isinstance(attribute, str) or not attribute.isidentifier() or iskeyword(attribute):
+            raise ValueError(
+                "attribute must be the name of the module's attribute for the manager, a string "
+                f"such as 'manager'; got {attribute!r}."
+            )
         if not isinstance(propagator, (str, Propagator)):
             raise TypeError(
                 "propagator must be an estimator's name or a Propagator; got "
@@ -93,26 +97,46 @@ class PropagationCallback(Callback):
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Clear the tape."""
+        """Clear the tape, and what was to be logged of the batch before."""
         del trainer, batch, batch_idx
         manager = self.manager_of(pl_module)
         manager.reset()
-        manager.undifferentiated = 0
+        manager.last_cost, manager.statistics = None, {}
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Clear the costs that a batch before may have left without asking for their sum."""
+        del trainer, batch, batch_idx, dataloader_idx
+        self.manager_of(pl_module).reset()
+
+    def on_test_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Clear the tape."""
+        self.on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_predict_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Clear the tape."""
+        self.on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Refuse a loss that leaves a recorded rollout out."""
-        del trainer, loss
+        del trainer
         if pl_module.automatic_optimization:
-            self._check_nothing_is_lost(pl_module, after_backward=False)
+            detached = isinstance(loss, torch.Tensor) and not loss.requires_grad
+            self._check_nothing_is_lost(pl_module, no_more_to_come=detached)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Refuse a batch that left a recorded rollout out; log."""
-        del trainer, batch, batch_idx
-        self._check_nothing_is_lost(pl_module, after_backward=True)
+        del trainer, outputs, batch, batch_idx
+        self._check_nothing_is_lost(pl_module, no_more_to_come=True)
         if self.log_statistics:
-            self._log(pl_module, outputs)
+            self._log(pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Clear the tape."""
@@ -120,7 +144,6 @@ class PropagationCallback(Callback):
         manager = getattr(pl_module, self.attribute, None)
         if isinstance(manager, PropagationManager):
             manager.reset()
-            manager.undifferentiated = 0
 
     # -- inner -------------------------------------------------------------------------------
 
@@ -129,7 +152,13 @@ class PropagationCallback(Callback):
         manager.given_by_callback = True
         return manager
 
-    def _check_nothing_is_lost(self, pl_module: Any, after_backward: bool) -> None:
+    def _check_nothing_is_lost(self, pl_module: Any, no_more_to_come: bool) -> None:
+        """Raise if a rollout was recorded that no loss, or a loss that no backward pass, took up.
+
+        Args:
+            pl_module: the module.
+            no_more_to_come: whether all backward passes of this batch are over.
+        """
         manager = self.manager_of(pl_module)
         name = f"{type(pl_module).__name__}.training_step"
         if manager.recorded:
@@ -140,22 +169,20 @@ class PropagationCallback(Callback):
                 f"self.{self.attribute}.loss(...), so their gradient would be lost. Return it "
                 "(or a sum with it); draw samples that need no gradient under torch.no_grad()."
             )
-        if after_backward and manager.undifferentiated and pl_module.automatic_optimization:
+        if no_more_to_come and manager.undifferentiated and pl_module.automatic_optimization:
             count = manager.undifferentiated
-            manager.undifferentiated = 0
+            manager.reset()
             raise PropagationError(
-                f"{name} called self.{self.attribute}.loss(...) but {count} of the losses it made "
-                "was not part of what it returned, so that it was never differentiated. Return "
-                "the loss itself, not its item() or detach()."
+                f"{name} called self.{self.attribute}.loss(...), but {count} of the losses that "
+                "it made had no part in what it returned and were never differentiated. Return "
+                "the loss itself (or a sum of all of them), not its item() or detach(). To skip "
+                f"a batch on purpose, call self.{self.attribute}.reset() and return None."
             )
 
-    def _log(self, pl_module: Any, outputs: Any) -> None:
+    def _log(self, pl_module: Any) -> None:
         manager = self.manager_of(pl_module)
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if manager.last_cost is not None:
             pl_module.log("propagation/cost", manager.last_cost)
-        elif isinstance(loss, torch.Tensor):
-            pl_module.log("propagation/cost", loss.detach())
         weights = manager.statistics.get("lr_weight")
         if weights:
             pl_module.log("propagation/lr_weight", torch.stack(weights).mean())
