@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lightning_proppo.errors import PropagationError
 from lightning_proppo.graph import Pullback, activate, tape_of
@@ -104,7 +103,7 @@ class ClosedTape:
                 "a propagator reached a parameter during the backward pass (shape "
                 f"{list(late[0].shape)}) that nothing recorded in the forward computation "
                 "depends on. PyTorch has to know a loss's parameters when the loss is made, so "
-                "this gradient would be lost: let forward_impl put the parameter into its node "
+                "this gradient would be lost: let forward_impl put it into its node as well "
                 "({'parameters': [parameter], ...}), or call manager.backward(...) instead of "
                 "manager.loss(...)."
             )
@@ -135,17 +134,42 @@ class HandOver(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
         """Run the pass and scale its gradients by the incoming one."""
+        twice = torch.is_grad_enabled()  # backward was given create_graph=True
         first = not ctx.closed.differentiated
         with torch.enable_grad():
             found, _, statistics = ctx.closed.gradients(keep=_graph_is_kept())
         ctx.report(statistics, first)
+        incoming = incoming.detach()
         scaled = [
             None if gradient is None else gradient * incoming.to(gradient) for gradient in found
         ]
+        if twice:
+            scaled = [
+                None if gradient is None else _Final.apply(gradient.requires_grad_())
+                for gradient in scaled
+            ]
         return None, None, None, *scaled
+
+
+class _Final(torch.autograd.Function):
+    """Refuses to be differentiated: a constant would lose a second derivative without a word."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Return the gradient, as a tensor with a graph."""
+        del ctx
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, incoming: Tensor) -> Tensor:
+        """Refuse."""
+        del ctx, incoming
+        raise PropagationError(
+            "the gradient of a rollout's loss cannot be differentiated again (create_graph=True "
+            "was given, and its result used); the propagators compute first derivatives only."
+        )
 
 
 def _graph_is_kept() -> bool:

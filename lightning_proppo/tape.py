@@ -32,6 +32,14 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
+def _tensors_held(propagator: Propagator | None) -> Iterator[Tensor]:
+    """Iterate over the tensors that a propagator, or one that it is made of, had before."""
+    if propagator is not None:
+        yield from tensors_in(vars(propagator))
+        for part in getattr(propagator, "propagators", ()):
+            yield from _tensors_held(part)
+
+
 class Tape:
     """The nodes of one rollout.
 
@@ -226,12 +234,7 @@ class Tape:
                 # given, and what is no parameter, it has made.
                 if given is None:
                     given = {id(t) for t in tensors_in([x, dict(kwargs)])}
-                    given |= {
-                        id(t)
-                        for t in tensors_in(
-                            node.propagator.default_forward_kwargs if node.propagator else {}
-                        )
-                    }
+                    given |= {id(t) for t in _tensors_held(node.propagator)}
                 if not isinstance(tensor, nn.Parameter) and id(tensor) not in given:
                     mark_cut(tensor, weakref.ref(self))
 
