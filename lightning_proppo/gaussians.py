@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
 _JITTERS = (0.0, 1e-8, 1e-6, 1e-4)
 
 
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Return a context without autocast on the device of ``x``."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
 def fit_gaussian(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean [D] and the covariance [D, D] (with Bessel's correction) of x [P, D].
+
+    In 32 bits at least, also under autocast: a covariance in 16 bits is hardly ever positive
+    definite.
 
     Raises:
         ValueError: for fewer than two particles.
@@ -18,9 +32,11 @@ def fit_gaussian(x: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"a Gaussian is fitted to at least 2 particles; got a state of shape {list(x.shape)}."
         )
-    mean = x.mean(0)
-    centred = x - mean
-    return mean, centred.mT @ centred / (x.shape[0] - 1)
+    with full_precision(x):
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = x.mean(0)
+        centred = x - mean
+        return mean, centred.mT @ centred / (x.shape[0] - 1)
 
 
 def cholesky(covariance: Tensor) -> Tensor:
@@ -46,7 +62,8 @@ def cholesky(covariance: Tensor) -> Tensor:
 def sample_gaussian(mean: Tensor, covariance: Tensor, particles: int) -> Tensor:
     """Draw reparameterized samples [P, D] of N(mean [D], covariance [D, D])."""
     noise = torch.randn(particles, mean.shape[0], dtype=mean.dtype, device=mean.device)
-    return mean + noise @ cholesky(covariance).mT
+    with full_precision(mean):
+        return mean + noise @ cholesky(covariance).mT
 
 
 def shaped_statistic(
@@ -71,7 +88,8 @@ def shaped_statistic(
     Returns:
         [P, 1].
     """
-    linear = centred @ mean_gradient
-    quadratic = ((centred @ covariance_gradient) * centred).sum(1)
-    constant = (covariance_gradient * covariance).sum()
-    return (linear + quadratic - constant).unsqueeze(1)
+    with full_precision(centred):
+        linear = centred @ mean_gradient
+        quadratic = ((centred @ covariance_gradient) * centred).sum(1)
+        constant = (covariance_gradient * covariance).sum()
+        return (linear + quadratic - constant).unsqueeze(1)

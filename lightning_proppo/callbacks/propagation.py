@@ -61,6 +61,10 @@ class PropagationCallback(Callback):
         # Made at once, so that a misspelt name is an error where it was written.
         self._manager = self._make_manager()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the module and its Trainer out: Lightning hangs the module's log methods here."""
+        return {name: v for name, v in vars(self).items() if name not in ("log", "log_dict")}
+
     def manager_of(self, pl_module: Any) -> PropagationManager:
         """Return the module's manager.
 

@@ -36,7 +36,7 @@ class ResampleBase(Propagator):
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"x must be a floating point tensor of particles; got {x!r}.")
         mean, covariance = fit_gaussian(x.flatten(1) if x.dim() > 1 else x.unsqueeze(1))
-        fresh = sample_gaussian(mean, covariance, x.shape[0]).reshape(x.shape)
+        fresh = sample_gaussian(mean, covariance, x.shape[0]).reshape(x.shape).to(x.dtype)
         return detached_output(fresh) if detach else {"output": fresh, "register_node": False}
 
     def backward_impl(self, node: Any, message: Any) -> Any:

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from lightning_proppo.containers import Listed
-from lightning_proppo.gaussians import fit_gaussian, sample_gaussian, shaped_statistic
+from lightning_proppo.gaussians import (
+    fit_gaussian,
+    full_precision,
+    sample_gaussian,
+    shaped_statistic,
+)
 from lightning_proppo.graph import cut
 from lightning_proppo.initializers import ChainInit, Init, Optional
 from lightning_proppo.propagators.backprop import BackPropagator
@@ -50,13 +55,13 @@ def pack(state: Any) -> Tensor:
 
 
 def unpack(flat: Tensor, like: Any) -> Any:
-    """Undo :func:`pack`: give ``flat`` [P, D] the structure and shapes of ``like``."""
+    """Undo :func:`pack`: give ``flat`` [P, D] the structure, shapes and dtypes of ``like``."""
     if isinstance(like, Tensor):
-        return flat.reshape(like.shape)
+        return flat.reshape(like.shape).to(like.dtype)
     parts = list(like.values()) if isinstance(like, Mapping) else list(like)
     sizes = [part[0].numel() for part in parts]
     split = [
-        piece.reshape(part.shape)
+        piece.reshape(part.shape).to(part.dtype)
         for piece, part in zip(flat.split(sizes, dim=1), parts, strict=True)
     ]
     if isinstance(like, Mapping):
@@ -114,7 +119,8 @@ class GaussShapeBase(Propagator):
             for leaf in (mean_cut, covariance_cut)
         )
         centred = node["centred"]
-        scatter = centred.mT @ centred / centred.shape[0]
+        with full_precision(centred):
+            scatter = centred.mT @ centred / centred.shape[0]
         sent: dict[str, Any] = {
             "shaped_stat": shaped_statistic(centred, scatter, mean_gradient, covariance_gradient)
         }
