@@ -235,6 +235,8 @@ class Pullback:
 
     def deposit(self, leaf: Tensor, gradient: Tensor) -> None:
         """Add a gradient to a leaf's total: in ``.grad`` for a cut, here for a parameter."""
+        if gradient.requires_grad:  # a propagator that computes with the segment's tensors
+            gradient = gradient.detach()
         if is_cut(leaf):
             leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
             return

@@ -60,9 +60,12 @@ _ELEMENTWISE = {
     "ClampBackward0",
     "ClampMinBackward0",
     "AbsBackward0",
+    "SinBackward0",
+    "CosBackward0",
     "ToCopyBackward0",
     "RsubBackward1",
 }
+_REDUCTIONS = {"SumBackward0", "SumBackward1", "MeanBackward0", "MeanBackward1"}
 _BINARY = {"AddBackward0", "SubBackward0", "MulBackward0", "DivBackward0"}
 # Keep rows where operand and result have as many axes.
 _ROW_BY_ROW = {
@@ -76,8 +79,6 @@ _ROW_BY_ROW = {
     "HardtanhBackward0",
     "MishBackward0",
     "LogSigmoidBackward0",
-    "SinBackward0",
-    "CosBackward0",
     "ErfBackward0",
     "Log1PBackward0",
     "Expm1Backward0",
@@ -374,7 +375,7 @@ def _shape(function: Any) -> torch.Size:
 def _stays_free(function: Any, before: Sequence[Any], particles: int) -> bool:
     """Whether a function of batch-free operands has a batch-free result."""
     name = function.name()
-    if name in _SHAPE_ONLY or name in _ELEMENTWISE:
+    if name in _SHAPE_ONLY or name in _ELEMENTWISE or name in _REDUCTIONS:
         return True
     if name in _BINARY:
         if len(before) == 2:

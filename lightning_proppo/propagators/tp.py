@@ -155,6 +155,9 @@ class TPBase(Propagator):
             "register_node": True,
         }
 
+    # Else the particles' contributions, which are products with the segment's own tensors, would
+    # put a graph on the gradients, and a parameter whose .grad has a graph is never freed.
+    @torch.no_grad()
     def backward_impl(self, node: Any, message: Any) -> Any:
         """Mix the two gradients and send the mixture."""
         losses = message_loss(message)
