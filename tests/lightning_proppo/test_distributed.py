@@ -21,6 +21,8 @@ import pytest
 import torch
 from torch import Tensor
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 120  # seconds, after which a launch is given up
 ROUNDING = 1e-10
 NAMES = ["RP", "LR", "TP", "GR", "GS"]
