@@ -1,5 +1,6 @@
 """LightningModules that learn through stochastic rollouts."""
 
 from proppo_agents.chaotic_rnn import ChaoticRNNModule
+from proppo_agents.pilco import PILCO
 
-__all__ = ["ChaoticRNNModule"]
+__all__ = ["PILCO", "ChaoticRNNModule"]

@@ -1,0 +1,49 @@
+"""What models and policies see of an observation: angles as points on the circle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def encode_angles(observation: Tensor, angles: Sequence[int]) -> Tensor:
+    r"""Replace each angle by its sine and cosine.
+
+    A model of the angle itself would have to learn each turn of the circle anew.
+
+    Args:
+        observation: [..., D].
+        angles: the coordinates of the observation that are angles (rad), ascending.
+
+    Returns:
+        [..., D + len(angles)]: the other coordinates in their order, then all sines, then all
+        cosines.
+    """
+    if not angles:
+        return observation
+    turned = set(angles)
+    others = [i for i in range(observation.shape[-1]) if i not in turned]
+    # Slices would be views; one gather each is as cheap and keeps the graph short.
+    angle = observation[..., list(angles)]
+    return torch.cat([observation[..., others], angle.sin(), angle.cos()], dim=-1)
+
+
+def check_angles(angles: Sequence[int], size: int) -> tuple[int, ...]:
+    """Return the angles' coordinates, ascending.
+
+    Args:
+        angles: coordinates of an observation.
+        size: D, the size of the observation.
+
+    Raises:
+        ValueError: if they are not distinct coordinates in 0..D-1.
+    """
+    found = tuple(sorted(int(i) for i in angles))
+    if len(set(found)) < len(found) or any(not 0 <= i < size for i in found):
+        raise ValueError(
+            f"angles must be distinct coordinates of an observation of size {size}, each from 0 to "
+            f"{size - 1}; got {list(angles)}."
+        )
+    return found

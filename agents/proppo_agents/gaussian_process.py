@@ -1,0 +1,199 @@
+"""Gaussian process regression with ARD kernels: fitted by GPyTorch, evaluated in closed form.
+
+N data, E outputs (each a process of its own), I inputs, P particles.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import gpytorch
+import torch
+from torch import Tensor
+
+# With more, the kernel matrix of a well sampled function is singular in float64.
+_SMALLEST_NOISE = 1e-5
+# PILCO's limit on the ratio of the signal's to the noise's standard deviation (Deisenroth,
+# "Efficient Reinforcement Learning using Gaussian Processes", 2010; its published code).
+_SIGNAL_TO_NOISE = 500.0
+_SIGNAL_TO_NOISE_POWER = 30
+
+
+@dataclass(frozen=True)
+class GPPosterior:
+    """The posterior of E independent processes, everything that does not depend on the query.
+
+    Inputs and outputs are standardized inside; the arguments and results of :meth:`predict` are
+    in the data's own units.
+
+    Attributes:
+        input_mean: [I]; with ``input_std`` [I], the inputs' standardization.
+        input_std: [I].
+        output_mean: [E]; with ``output_std`` [E], the outputs' standardization.
+        output_std: [E].
+        scaled_inputs: [E, N, I], standardized and divided by the lengthscales.
+        lengthscales: [E, I], in units of the inputs' standard deviations.
+        signal_variance: [E], in units of the outputs' variances.
+        noise_variance: [E], likewise.
+        weights: [E, N], the kernel matrix's inverse times the outputs.
+        whitening: [E, N, N], the transposed inverse of the kernel matrix's Cholesky factor.
+    """
+
+    input_mean: Tensor
+    input_std: Tensor
+    output_mean: Tensor
+    output_std: Tensor
+    scaled_inputs: Tensor
+    lengthscales: Tensor
+    signal_variance: Tensor
+    noise_variance: Tensor
+    weights: Tensor
+    whitening: Tensor
+
+    @property
+    def noise_std(self) -> Tensor:
+        """The standard deviation [E] of the noise, in the outputs' units."""
+        return self.noise_variance.sqrt() * self.output_std
+
+    def to(self, like: Tensor) -> GPPosterior:
+        """Return it with another tensor's dtype and device."""
+        return GPPosterior(**{f.name: getattr(self, f.name).to(like) for f in fields(self)})
+
+    def predict(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return the mean [P, E] and the variance [P, E] of noisy outputs at inputs [P, I].
+
+        :math:`m = k^\top K^{-1} y` and :math:`v = \sigma_f^2 - |L^{-1} k|^2 + \sigma_n^2` with
+        :math:`K = L L^\top` (Rasmussen and Williams 2006, Algorithm 2.1). Differentiable with
+        respect to the inputs.
+        """
+        query = ((inputs - self.input_mean) / self.input_std) / self.lengthscales.unsqueeze(1)
+        # |a - b|^2 as |a|^2 + |b|^2 - 2ab: one product of matrices, no [E, P, N, I].
+        squared = (
+            query.square().sum(-1, keepdim=True)
+            + self.scaled_inputs.square().sum(-1).unsqueeze(1)
+            - 2 * query @ self.scaled_inputs.mT
+        )
+        kernel = self.signal_variance[:, None, None] * torch.exp(-0.5 * squared)
+        mean = (kernel @ self.weights.unsqueeze(-1)).squeeze(-1)
+        explained = (kernel @ self.whitening).square().sum(-1)
+        # Cancellation can leave a negative number of the order of rounding where data are dense.
+        latent = (self.signal_variance.unsqueeze(1) - explained).clamp_min(0.0)
+        variance = latent + self.noise_variance.unsqueeze(1)
+        return (
+            mean.mT * self.output_std + self.output_mean,
+            variance.mT * self.output_std.square(),
+        )
+
+
+class _BatchGP(gpytorch.models.ExactGP):
+    """E processes with zero mean and ARD squared exponential kernels over the same inputs."""
+
+    def __init__(self, inputs: Tensor, outputs: Tensor, likelihood: Any) -> None:
+        super().__init__(inputs, outputs, likelihood)
+        shape = torch.Size([outputs.shape[0]])
+        self.mean_module = gpytorch.means.ZeroMean(batch_shape=shape)
+        self.covar_module = gpytorch.kernels.ScaleKernel(
+            gpytorch.kernels.RBFKernel(ard_num_dims=inputs.shape[-1], batch_shape=shape),
+            batch_shape=shape,
+        )
+
+    def forward(self, inputs: Tensor) -> Any:
+        """Return the prior at the inputs [E, N, I]."""
+        return gpytorch.distributions.MultivariateNormal(
+            self.mean_module(inputs), self.covar_module(inputs)
+        )
+
+
+def fit_gaussian_process(
+    inputs: Tensor, outputs: Tensor, steps: int = 150, learning_rate: float = 0.1
+) -> GPPosterior:
+    """Fit E processes by their marginal likelihood, and return their posterior.
+
+    Hyperparameters start at lengthscales of the inputs' full spread, and are Adam's after
+    ``steps`` steps in float64. As in PILCO, a signal far above the noise is penalized.
+
+    Args:
+        inputs: [N, I], at least 2 rows.
+        outputs: [N, E].
+        steps: Adam's steps.
+        learning_rate: Adam's.
+
+    Returns:
+        The posterior, in the inputs' dtype.
+
+    Raises:
+        ValueError: if the shapes do not fit together, or not all values are finite.
+    """
+    if inputs.dim() != 2 or outputs.dim() != 2 or len(inputs) != len(outputs) or len(inputs) < 2:
+        raise ValueError(
+            "inputs and outputs must be [N, I] and [N, E] with the same N of at least 2; got "
+            f"{list(inputs.shape)} and {list(outputs.shape)}."
+        )
+    for name, value in (("inputs", inputs), ("outputs", outputs)):
+        if not bool(torch.isfinite(value).all()):
+            wrong = int((~torch.isfinite(value)).sum())
+            raise ValueError(f"{name} must be finite; got {wrong} NaN or infinite values.")
+    x, input_mean, input_std = _standardized(inputs.detach().double())
+    y, output_mean, output_std = _standardized(outputs.detach().double())
+    lengthscales, signal, noise = _hyperparameters(x, y.mT, steps, learning_rate)
+    scaled = x / lengthscales.unsqueeze(1)
+    distance = torch.cdist(scaled, scaled).square()
+    kernel = signal[:, None, None] * torch.exp(-0.5 * distance)
+    kernel = kernel + torch.diag_embed(noise.unsqueeze(1).expand(-1, len(x)))
+    factor = torch.linalg.cholesky(kernel)
+    eye = torch.eye(len(x), dtype=x.dtype, device=x.device).expand_as(factor)
+    return GPPosterior(
+        input_mean=input_mean,
+        input_std=input_std,
+        output_mean=output_mean,
+        output_std=output_std,
+        scaled_inputs=scaled,
+        lengthscales=lengthscales,
+        signal_variance=signal,
+        noise_variance=noise,
+        weights=torch.cholesky_solve(y.mT.unsqueeze(-1), factor).squeeze(-1),
+        whitening=torch.linalg.solve_triangular(factor, eye, upper=False).mT.contiguous(),
+    ).to(inputs)
+
+
+def _hyperparameters(
+    x: Tensor, y: Tensor, steps: int, learning_rate: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return lengthscales [E, I], signal and noise variances [E] for x [N, I] and y [E, N]."""
+    count = len(y)
+    likelihood = gpytorch.likelihoods.GaussianLikelihood(
+        batch_shape=torch.Size([count]),
+        noise_constraint=gpytorch.constraints.GreaterThan(_SMALLEST_NOISE),
+    )
+    inputs = x.expand(count, -1, -1)
+    model = _BatchGP(inputs, y, likelihood).to(x)
+    model.covar_module.base_kernel.lengthscale = torch.ones(count, 1, x.shape[1])
+    model.covar_module.outputscale = torch.ones(count)
+    likelihood.noise = torch.full((count, 1), 0.01)
+    model.train()
+    likelihood.train()
+    marginal = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    exactly = gpytorch.settings.fast_computations(False, False, False)
+    with torch.enable_grad(), exactly, gpytorch.settings.max_cholesky_size(10**6):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            ratio = (model.covar_module.outputscale / likelihood.noise.squeeze(-1)).sqrt()
+            excess = (ratio.log() / math.log(_SIGNAL_TO_NOISE)) ** _SIGNAL_TO_NOISE_POWER
+            loss = (excess / len(x) - marginal(model(inputs), y)).sum()
+            loss.backward()
+            optimizer.step()
+    return (
+        model.covar_module.base_kernel.lengthscale.detach().squeeze(1),
+        model.covar_module.outputscale.detach(),
+        likelihood.noise.detach().squeeze(-1),
+    )
+
+
+def _standardized(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    mean, std = x.mean(0), x.std(0)
+    # A coordinate that does not vary has nothing to be scaled by.
+    std = torch.where(std > 1e-12, std, torch.ones_like(std))
+    return (x - mean) / std, mean, std

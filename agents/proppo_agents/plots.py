@@ -1,0 +1,43 @@
+"""Pictures of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from proppo_agents.trials import Trial
+
+
+def plot_trials(trials: Sequence[Trial], path: Path) -> None:
+    """Draw real returns beside predicted ones, against the trial.
+
+    Args:
+        trials: in their order.
+        path: of the PNG that is written.
+    """
+    # Without pyplot: it would choose a backend, and keep the figure, for the whole process.
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    index = range(len(trials))
+    axes.plot(index, [t.real_return for t in trials], color="C0", label="real episode")
+    foretold = [(i, t.predicted_return) for i, t in enumerate(trials)]
+    foretold = [(i, value) for i, value in foretold if value is not None]
+    if foretold:
+        axes.plot(*zip(*foretold, strict=True), "--", color="C1", label="predicted by the model")
+    for success, marker in ((True, "o"), (False, "x")):
+        chosen = [(i, t.real_return) for i, t in enumerate(trials) if t.success is success]
+        if chosen:
+            label = "success" if success else "no success"
+            axes.plot(*zip(*chosen, strict=True), marker, color="C0", label=label)
+    axes.set_xlabel("trial (0: random actions)")
+    axes.set_ylabel("return")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)

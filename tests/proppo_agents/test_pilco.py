@@ -1,0 +1,255 @@
+"""The PILCO-style agent: what an epoch does, logs and saves."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import CSVLogger
+
+from lightning_proppo import PropagationCallback, PropagationManager
+from lightning_proppo.cli import load_module
+from proppo_agents import PILCO
+from proppo_agents.dynamics import GPDynamics
+from proppo_agents.episodes import Episode, collect_episode
+
+SMALL = {"particles": 8, "steps": 3, "fit_steps": 5, "candidates": 2, "centres": 10}
+
+
+def small(**changes: Any) -> PILCO:
+    torch.manual_seed(0)
+    return PILCO(**(SMALL | changes))
+
+
+def fit(module: PILCO, folder: Path, epochs: int = 2, **options: Any) -> pl.Trainer:
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=epochs,
+        logger=CSVLogger(folder, name="", version=""),
+        callbacks=[PropagationCallback("TP")],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        **options,
+    )
+    trainer.fit(module)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[PILCO, Path]:
+    folder = tmp_path_factory.mktemp("run")
+    module = small()
+    trainer = fit(module, folder)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return module, folder
+
+
+def test_an_epoch_is_a_trial(trained: tuple[PILCO, Path]) -> None:
+    module, _ = trained
+    # One random episode, that of the first epoch's policy, and that of the final policy.
+    assert [trial.steps for trial in module.trials] == [0, 3, 6]
+    assert module.trials[0].predicted_return is None
+    assert all(trial.predicted_return is not None for trial in module.trials[1:])
+    assert [trial.real_return for trial in module.trials] == [e.total for e in module.episodes]
+
+
+def test_real_returns_are_logged_beside_the_predicted_ones(trained: tuple[PILCO, Path]) -> None:
+    module, folder = trained
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    real = {int(row["step"]): float(row["real/return"]) for row in rows if row["real/return"]}
+    assert real == pytest.approx({t.steps: t.real_return for t in module.trials})
+    predicted = [float(row["predicted/return"]) for row in rows if row["predicted/return"]]
+    assert len(predicted) == 6
+    for name in ("real/success", "dynamics/r_squared", "dynamics/noise_std", "propagation/cost"):
+        assert any(row[name] for row in rows), name
+
+
+def test_the_learning_curve_is_drawn(trained: tuple[PILCO, Path]) -> None:
+    _, folder = trained
+    assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_checkpoint_is_safe_to_load_and_holds_policy_and_episodes(
+    trained: tuple[PILCO, Path],
+) -> None:
+    module, folder = trained
+    loaded = load_module(folder / "last.ckpt")
+    assert isinstance(loaded, PILCO)
+    x = torch.randn(5, 4)
+    assert torch.equal(loaded.act(x), module.act(x))
+    assert len(loaded.episodes) == 3
+    assert torch.equal(loaded.episodes[1].observations, module.episodes[1].observations)
+    assert loaded.trials == module.trials
+
+
+def test_training_goes_on_from_a_checkpoint(trained: tuple[PILCO, Path], tmp_path: Path) -> None:
+    _, folder = trained
+    module = small()
+    fit(module, tmp_path, epochs=3, **{})
+    resumed = small()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        logger=False,
+        callbacks=[PropagationCallback("TP")],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(resumed, ckpt_path=folder / "last.ckpt", weights_only=True)
+    assert [trial.steps for trial in resumed.trials] == [0, 3, 6, 6, 9]
+
+
+def test_evaluation_is_reproducible_and_learns_nothing(trained: tuple[PILCO, Path]) -> None:
+    module, _ = trained
+    told: list[int] = []
+    first = module.evaluate_policy(2, seed=3, progress=told.append)
+    assert told == [1, 1]
+    assert first == module.evaluate_policy(2, seed=3)
+    assert first["returns"][1] == module.evaluate_policy(1, seed=4)["returns"][0]
+    assert len(module.episodes) == 3
+
+
+def test_a_poor_policy_is_given_up_and_a_good_one_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for threshold, expected in ((None, 1), (-1.0, 1), (26.0, 3)):
+        count = []
+        original = PILCO.restart
+
+        def restart(self: PILCO, count: list[int] = count, original: Any = original) -> None:
+            count.append(self.current_epoch)
+            original(self)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(PILCO, "restart", restart)
+            fit(small(restart_below=threshold), tmp_path / str(threshold), epochs=3)
+        assert len(count) == expected
+
+
+def test_the_start_is_the_best_of_the_candidates(tmp_path: Path) -> None:
+    module = small(candidates=5, steps=1)
+    module.collect(None)
+    module.refit()
+    module.manager = PropagationManager("TP")
+    module._trainer = pl.Trainer(logger=False, enable_checkpointing=False)
+    module.restart()
+    with torch.no_grad():
+        chosen = float(module.predicted_cost())
+        others = []
+        for _ in range(5):
+            module.policy.load_state_dict(module._new_policy().state_dict())
+            others.append(float(module.predicted_cost()))
+    assert chosen < max(others)
+
+
+def test_in_double_precision_everything_is_double(tmp_path: Path) -> None:
+    module = small()
+    fit(module, tmp_path, epochs=1, precision="64-true")
+    assert module.policy.centres.dtype == torch.float64
+    assert module.dynamics is not None
+    assert module.dynamics.posterior.weights.dtype == torch.float64
+
+
+def test_the_gradient_is_that_of_the_predicted_cost() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        module = small(particles=4)
+        module.collect(None)
+        module.refit()
+        module.manager = PropagationManager("RP")
+        weights = module.policy.weights
+
+        def cost() -> torch.Tensor:
+            torch.manual_seed(1)
+            return module.predicted_cost()
+
+        cost().backward()
+        assert weights.grad is not None
+        step = torch.randn_like(weights)
+        with torch.no_grad():
+            weights += 1e-5 * step
+            above = cost()
+            weights -= 2e-5 * step
+            below = cost()
+        slope = (above - below) / 2e-5
+        torch.testing.assert_close((weights.grad * step).sum(), slope, rtol=1e-4, atol=1e-8)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"particles": 1}, "particles must be at least 2; got 1"),
+        ({"steps": 0}, "steps must be at least 1; got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive; got 0.0"),
+        ({"initial_mean": (0.0,)}, "initial_mean must be 4 numbers"),
+        ({"initial_std": (0.1, 0.1)}, "initial_std must be a number or 4 numbers"),
+        ({"environment": "Pendulum-v1"}, "Box of .* from -1 to 1"),
+        ({"environment": "CartPole-v1"}, "Box of .* from -1 to 1"),
+    ],
+)
+def test_wrong_arguments_are_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        small(**changes)
+
+
+def test_rolling_out_without_a_model_says_what_to_do() -> None:
+    with pytest.raises(RuntimeError, match="refit"):
+        small().predicted_cost()
+
+
+# -- parts ---------------------------------------------------------------------------------------
+
+
+def episode(seed: int = 0) -> Episode:
+    with gymnasium.make("proppo_envs:CartPoleSwingUp-v0") as env:
+        return collect_episode(env, None, seed)
+
+
+def test_an_episode_holds_what_was_seen_done_and_earned() -> None:
+    found = episode()
+    assert found.observations.shape == (26, 4)
+    assert found.actions.shape == (25, 1)
+    assert found.rewards.shape == (25,)
+    assert found.total == pytest.approx(float(found.rewards.sum()))
+    assert not found.success
+    assert torch.equal(found.observations, episode().observations)
+    assert not torch.equal(found.observations, episode(1).observations)
+
+
+def test_a_policy_is_asked_for_each_action() -> None:
+    asked = []
+
+    def policy(observation: torch.Tensor) -> torch.Tensor:
+        asked.append(observation)
+        return torch.full((1, 1), 0.5)
+
+    with gymnasium.make("proppo_envs:CartPoleSwingUp-v0") as env:
+        found = collect_episode(env, policy, 0)
+    assert bool((found.actions == 0.5).all())
+    torch.testing.assert_close(torch.cat(asked).double(), found.observations[:-1])
+
+
+def test_the_model_predicts_the_next_observation() -> None:
+    episodes = [episode(seed) for seed in range(6)]
+    model = GPDynamics.fit(episodes[:5], angles=(2,))
+    assert bool((model.r_squared(episodes[0]) > 0.9).all())
+    assert bool((model.r_squared(episodes[5]) > 0.5).all())
+    before, after = episodes[0].observations[:-1], episodes[0].observations[1:]
+    predicted = model(before, episodes[0].actions)
+    assert predicted.mean.shape == after.shape
+    # A turn of the pole changes nothing but the angle.
+    turn = torch.tensor([0, 0, 2 * torch.pi, 0], dtype=torch.float64)
+    turned = model(before + turn, episodes[0].actions)
+    torch.testing.assert_close(turned.mean, predicted.mean + turn)
+    torch.testing.assert_close(turned.stddev, predicted.stddev)
