@@ -199,7 +199,21 @@ class Container:
         return self._contents.pop(key).get()
 
     def update(self, container: Container | Mapping[Any, Any]) -> None:
-        """Update content by content: names that are taken follow their content's own rule."""
+        """Update content by content: names that are taken follow their content's own rule.
+
+        A message counts as the contents for all of its targets.
+
+        Raises:
+            TypeError: for anything but a container or a mapping.
+        """
+        if isinstance(container, Message):
+            for part in container.containers():
+                self.update(part)
+            return
+        if not isinstance(container, (Container, Mapping)):
+            raise TypeError(
+                f"a container is updated with a Container or a dict; got {container!r}."
+            )
         contents = container._contents if isinstance(container, Container) else container
         for key, value in list(contents.items()):
             if key in self._contents:
@@ -295,11 +309,7 @@ class Node(Container):
 
     def receive(self, message: Container | Mapping[str, Any]) -> None:
         """Put a message's containers into the mailbox."""
-        if isinstance(message, Message):
-            for container in message.containers():
-                self.messages.update(container)
-        else:
-            self.messages.update(message)
+        self.messages.update(message)
 
     def assign_propagator(self, propagator: Propagator | None) -> None:
         """Set the propagator that computes at this node."""
@@ -361,8 +371,10 @@ class Message(Container):
         self._switch_multi()
         return container
 
-    def retarget(self, old: Target, new: Target) -> None:
+    def retarget(self, old: Target, new: Target | list[int]) -> None:
         """Give the container of ``old`` to ``new``, in its place."""
+        if isinstance(new, list):
+            new = tuple(new)
         self._contents = {
             new if target == old else target: container
             for target, container in self._contents.items()
@@ -377,6 +389,9 @@ class Message(Container):
         for container in self._contents.values():
             return container
         raise KeyError("this message has no target left: its last one was popped.")
+
+    # The paper's name, which propagators that combine others there call.
+    _get_main_message = main
 
     def update(self, message: Container | Mapping[Any, Any]) -> None:
         """Merge another message target by target, or a container into the only target.

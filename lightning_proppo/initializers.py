@@ -89,8 +89,8 @@ class Optional(Init):
     """An Init whose first argument, ``on``, says whether the object is made (else ``None``)."""
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        if not args and "on" in kwargs:
-            args = (kwargs.pop("on"),)
+        if "on" in kwargs:  # stands in the place of a default
+            args = (kwargs.pop("on"), *args[1:])
         if not args or not isinstance(args[0], bool):
             came = repr(args[0]) if args else "nothing"
             raise TypeError(
@@ -113,6 +113,8 @@ class Choice(Init):
         super().__init__(cls, *args, **kwargs)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
+        if "choice" in kwargs:  # stands in the place of a default
+            args = (kwargs.pop("choice"), *args[1:])
         keys = list(self._cls) if isinstance(self._cls, dict) else list(range(len(self._cls)))
         if not args or args[0] not in keys:
             came = repr(args[0]) if args else "nothing"
@@ -179,14 +181,24 @@ class ChainInit:
     def reconf(self, **kwargs: Any) -> ChainInit:
         """Return a new chain in which the given slots have other Inits or other defaults.
 
+        An :class:`Empty` slot, which has no class yet, takes an Init or a class.
+
         Raises:
             KeyError: for an unknown slot.
+            TypeError: for an Empty slot that is given neither an Init nor a class.
         """
         self._check_slots(kwargs)
         chain = dict(self._chaininit)
         for key, value in kwargs.items():
             if isinstance(value, Init):
                 chain[key] = value
+            elif isinstance(chain[key], Empty):
+                if not callable(value):
+                    raise TypeError(
+                        f"the slot {key!r} is Empty and must be given an Init or a class; "
+                        f"got {value!r}."
+                    )
+                chain[key] = Init(value)
             else:
                 old = chain[key]
                 chain[key] = self._init_inputs(_rewrap(type(old), old._cls), value)
