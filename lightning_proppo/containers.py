@@ -396,11 +396,17 @@ class Message(Container):
     def update(self, message: Container | Mapping[Any, Any]) -> None:
         """Merge another message target by target, or a container into the only target.
 
+        No target at all and the node before (-1) are one and the same, where both occur.
+
         Raises:
             TypeError: for a container without target where there are several targets.
         """
         if isinstance(message, Message):
             for target, container in message.messages():
+                if target is None and -1 in self._contents:
+                    target = -1
+                elif target == -1 and None in self._contents:
+                    self.retarget(None, -1)
                 if target in self._contents:
                     self._contents[target].update(container)
                 else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,12 @@ from lightning_proppo.containers import Container, Message, Node
 from lightning_proppo.errors import PropagationError, did_you_mean
 from lightning_proppo.graph import active_pullback
 from lightning_proppo.handover import ClosedTape, HandOver
-from lightning_proppo.propagators import BackPropagator, Propagator, make_estimator
+from lightning_proppo.propagators import (
+    BackPropagator,
+    Propagator,
+    estimator_names,
+    make_estimator,
+)
 from lightning_proppo.tape import Tape
 
 _TERMINAL: Any = object()
@@ -115,7 +121,8 @@ class PropagationManager:
         self._costs: list[Tensor] = []
         self._graph_in_costs = False
         self._unrecorded_costs: list[Tensor] = []
-        self._next: str | Propagator | None = None
+        # What the last call chose for the next one: recorded calls and evaluations apart.
+        self._next: dict[bool, str | Propagator | None] = {}
 
     @contextmanager
     def rollout(self) -> Iterator[PropagationManager]:
@@ -159,16 +166,19 @@ class PropagationManager:
         Returns:
             The output, or with ``get_node`` a pair of output and node.
 
+        A call that raises ends the rollout: what was recorded of it is forgotten, so that the next
+        one does not continue it.
+
         Raises:
             KeyError: for an unknown name.
-            TypeError: for an unknown option.
+            TypeError, ValueError: for an unknown option, or what the propagator refuses.
         """
-        chosen = local_propagator if local_propagator is not None else self._next
-        propagator = self._find_propagator(chosen)
         recording = torch.is_grad_enabled()
-        tape = self._open_tape() if recording else Tape()
-        node = tape.forward(x, propagator, force_targets, recording, **kwargs)
-        self._next = tape.next_propagator
+        with self._ended_by_errors():
+            propagator = self._choose(local_propagator)
+            tape = self._open_tape() if recording else Tape()
+            node = tape.forward(x, propagator, force_targets, recording, **kwargs)
+        self._next[recording] = tape.next_propagator
         output = node.get("output")
         return (output, node) if get_node else output
 
@@ -184,8 +194,17 @@ class PropagationManager:
             [P, ...].
 
         Raises:
-            TypeError: if the estimator needs ``rsample`` and the distribution has none.
+            TypeError: if the estimator needs ``rsample`` and the distribution has none; if the
+                propagator draws no samples.
         """
+        with self._ended_by_errors():
+            propagator = self._choose(kwargs.get("local_propagator"))
+            options = propagator.forward_options()
+            if options is not None and "dist" not in options:
+                raise TypeError(
+                    f"{type(propagator).__name__} draws no samples; make the manager with an "
+                    f"estimator ({', '.join(estimator_names())}), or pass local_propagator."
+                )
         return self.forward(None, dist=dist, **kwargs)
 
     def append_loss(
@@ -206,12 +225,17 @@ class PropagationManager:
             TypeError, ValueError: if there is not one floating point cost for each particle.
         """
         chosen = self.loss_propagator if loss_propagator is None else loss_propagator
-        costs, node = self.forward(loss_node, local_propagator=chosen, get_node=True, **kwargs)
-        if not isinstance(costs, Tensor) or costs.dim() == 0:
-            raise TypeError(
-                f"{type(chosen).__name__} must output one cost for each particle; got {costs!r}."
-            )
-        total = costs.detach().sum() / costs.shape[0]
+        with self._ended_by_errors():
+            costs, node = self.forward(loss_node, local_propagator=chosen, get_node=True, **kwargs)
+            if not isinstance(costs, Tensor) or costs.dim() == 0:
+                raise TypeError(
+                    f"{type(node.propagator).__name__} must output one cost for each particle; "
+                    f"got {costs!r}."
+                )
+        # In 32 bits at least: a sum over particles is beyond what 16 hold.
+        column = costs.detach()
+        column = column.to(torch.promote_types(column.dtype, torch.float32))
+        total = column.sum() / column.shape[0]
         if not torch.is_grad_enabled():
             self._unrecorded_costs.append(total)
             return costs
@@ -236,6 +260,7 @@ class PropagationManager:
             PropagationError: if nothing was recorded since the last loss; if there are no costs;
                 if the estimator needs the costs' gradient and they have none; if the costs depend
                 on another rollout's samples.
+            ValueError: if a cost is not finite. (An evaluation, without grad, has its NaN.)
         """
         if not torch.is_grad_enabled():
             if costs is not None:
@@ -274,14 +299,21 @@ class PropagationManager:
             loss: costs, appended first; None if all were appended.
             clear_nodes: forget the nodes afterwards (else they can be looked at until the next
                 rollout begins; nothing of them is used again in either case).
-            message: put into the last node's mailbox.
+            message: put into the last node's mailbox; or a :class:`Message` with targets, where -1
+                is the last node.
 
         Returns:
             The messages that remain at the end.
 
         Raises:
             PropagationError: see :meth:`loss`.
+            TypeError: if ``message`` is no container.
         """
+        start = _container(message)
+        if loss is None and self._tape.parent is not None and self._tape.root.running:
+            # A propagator keeps this manager in its node, and the rollout that the node belongs
+            # to is being differentiated.
+            return self._tape.run("backward", start)
         if self.recorded == 0 and loss is None and message is None:
             raise PropagationError(
                 "backward: nothing was recorded since the last loss. Record a rollout with "
@@ -296,7 +328,7 @@ class PropagationManager:
         tape = closed.tape
         try:
             with torch.enable_grad():
-                found, remaining, self.statistics = closed.gradients(False, _container(message))
+                found, remaining, self.statistics = closed.gradients(False, start)
         finally:
             self._forget_rollout()
         pairs = [
@@ -329,8 +361,11 @@ class PropagationManager:
             The messages that remain at the end.
 
         Raises:
+            TypeError: if ``kind`` is no string or ``message`` no container.
             ValueError: if no propagator on the tape knows the kind.
         """
+        if not isinstance(kind, str):
+            raise TypeError(f"kind must be a computation's name; got {kind!r}.")
         if kind in ("forward", "backward"):
             raise ValueError(f"{kind} is no kind for trigger; call manager.{kind}(...).")
         if not any(_knows(node.propagator, kind) for node in self._tape.nodes):
@@ -347,7 +382,9 @@ class PropagationManager:
             self._forget_rollout()
         return self._tape
 
-    def _find_propagator(self, chosen: str | Propagator | None) -> Propagator:
+    def _choose(self, local: str | Propagator | None) -> Propagator:
+        """Return what computes next: what is given, else what the call before chose, else ours."""
+        chosen = local if local is not None else self._next.get(torch.is_grad_enabled())
         if chosen is None:
             return self.default_propagator
         if isinstance(chosen, str):
@@ -360,6 +397,29 @@ class PropagationManager:
             return self.propagators[chosen]
         _check_propagator("local_propagator", chosen)
         return chosen
+
+    @contextmanager
+    def _ended_by_errors(self) -> Iterator[None]:
+        """Forget what has been recorded, or evaluated, on an exception."""
+        try:
+            yield
+        except BaseException:
+            if torch.is_grad_enabled():
+                self._forget_rollout()
+            else:
+                self._unrecorded_costs = []
+            raise
+
+    def _refuse_costs(self, name: str) -> None:
+        means = [float(cost) for cost in self._costs]
+        wrong = [i for i, mean in enumerate(means) if not math.isfinite(mean)]
+        which = f"number {wrong[0] + 1} of {len(means)} has the mean {means[wrong[0]]}"
+        came = which if wrong else "their sum overflows"
+        raise ValueError(
+            f"{name}: costs must be finite, or every particle's gradient would be lost; of the "
+            f"costs of this rollout, {came}. Has the state diverged? To skip the batch, "
+            "call manager.reset()."
+        )
 
     def _close(
         self, name: str, costs: Any, kwargs: dict[str, Any], takes_more: bool = False
@@ -381,6 +441,8 @@ class PropagationManager:
                     "(no detach(), no numpy), or use LR."
                 )
             value = torch.stack(self._costs).sum()
+            if not bool(torch.isfinite(value)):
+                self._refuse_costs(name)
             return value, ClosedTape(self._tape, name, takes_more)
         finally:
             self._forget_rollout()
@@ -393,7 +455,11 @@ def _check_propagator(name: str, value: Any) -> None:
 
 
 def _container(message: Container | dict[str, Any] | None) -> Container | None:
-    return Container(message) if isinstance(message, dict) else message
+    if isinstance(message, dict):
+        return Container(message)
+    if message is not None and not isinstance(message, Container):
+        raise TypeError(f"message must be a Message, a Container or a dict; got {message!r}.")
+    return message
 
 
 def _knows(propagator: Propagator | None, kind: str) -> bool:

@@ -32,6 +32,16 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
+def _inner_tape(node: Node) -> Tape | None:
+    """Return the tape that a node holds (or the manager that it holds, as in the paper)."""
+    for name in ("tape", "manager"):
+        held = node.get(name)
+        inner = getattr(held, "_tape", held)
+        if isinstance(inner, Tape):
+            return inner
+    return None
+
+
 def _tensors_held(propagator: Propagator | None) -> Iterator[Tensor]:
     """Iterate over the tensors that a propagator, or one that it is made of, had before."""
     if propagator is not None:
@@ -104,7 +114,9 @@ class Tape:
         Returns:
             The node; its ``'output'`` is what the computation gave.
         """
-        waiting = self._ahead.pop(len(self.nodes), None)
+        if force_targets is not None:
+            _check_targets("force_targets", force_targets)
+        waiting = self._ahead.get(len(self.nodes))
         if waiting is not None:
             kwargs["inbox"] = waiting
         container = propagator.forward(x, **kwargs)
@@ -115,6 +127,7 @@ class Tape:
             node["force_targets"] = force_targets
         self.next_propagator = node.pop("next_propagator", None)
         ahead = node.pop("forward_message", None)
+        self._ahead.pop(len(self.nodes), None)
         if register and node["register_node"]:
             self._adopt(node, x, kwargs)
             self.nodes.append(node)
@@ -129,7 +142,9 @@ class Tape:
 
         Args:
             kind: ``"backward"``, or any other: the propagators' method ``<kind>_impl``.
-            message: put into the mailbox of the first node that is activated.
+            message: put into the mailbox of the first node that is activated; or a
+                :class:`Message` whose targets count from just before that node (-1 is the node
+                itself where the computation runs backward).
             reverse: from the last node to the first (messages go to the node before by default);
                 else from the first to the last (messages go to the node after).
 
@@ -150,7 +165,13 @@ class Tape:
         if message is not None:
             if not nodes:
                 return message if isinstance(message, Message) else Message(container=message)
-            nodes[indices[0]].receive(message)
+            # It comes from outside: from where a node before the first to be activated would be.
+            start = len(nodes) if reverse else -1
+            parts = message.messages() if isinstance(message, Message) else [(None, message)]
+            for target, container in parts:
+                for relative in self._resolve(target, None, None, reverse):
+                    if 0 <= start + relative < len(nodes):
+                        nodes[start + relative].receive(container)
         for i in indices:
             node = nodes[i]
             propagator = node.propagator
@@ -191,18 +212,20 @@ class Tape:
         parameters: dict[int, Tensor] = {}
         cuts: dict[int, Tensor] = {}
         for node in self.nodes:
-            inner = node.get("tape")
-            if isinstance(inner, Tape):
+            inner = _inner_tape(node)
+            if inner is not None:
                 inner.index = self.index
                 inner_parameters, inner_cuts = inner.collect_leaves()
                 parameters.update(inner_parameters)
                 cuts.update(inner_cuts)
-            roots = [
-                tensor
-                for value in node.values()
-                for tensor in tensors_in(value)
-                if tensor.requires_grad and not (tensor.is_leaf and is_cut(tensor))
-            ]
+            roots = []
+            for tensor in tensors_in(list(node.values())):
+                if tensor.is_leaf and is_cut(tensor):
+                    # Also one that no later tensor was computed from: a cut of a cut, or a sample
+                    # that is a cost as it is.
+                    cuts[id(tensor)] = tensor
+                elif tensor.requires_grad:
+                    roots.append(tensor)
             for leaf in self.index.add(roots):
                 (cuts if is_cut(leaf) else parameters)[id(leaf)] = leaf
         return parameters, cuts
@@ -218,8 +241,8 @@ class Tape:
 
     def _adopt(self, node: Node, x: Any, kwargs: Mapping[str, Any]) -> None:
         """Mark the leaves that the propagator made as cuts of this tape."""
-        inner = node.get("tape")
-        if isinstance(inner, Tape):
+        inner = _inner_tape(node)
+        if inner is not None:
             inner.parent = weakref.ref(self)
         given: set[int] | None = None
         for value in node.values():
@@ -263,11 +286,15 @@ class Tape:
                 break
         else:
             return (-1,) if reverse else (1,)
-        if isinstance(chosen, int):
-            return (chosen,)
-        if isinstance(chosen, (list, tuple)) and all(isinstance(t, int) for t in chosen):
-            return tuple(chosen)
+        _check_targets("a message's targets", chosen)
+        return (chosen,) if isinstance(chosen, int) else tuple(chosen)
+
+
+def _check_targets(name: str, targets: Any) -> None:
+    if isinstance(targets, int):
+        return
+    if not isinstance(targets, (list, tuple)) or not all(isinstance(t, int) for t in targets):
         raise TypeError(
-            "a message's targets must be an int or a list of ints, relative to the sending node; "
-            f"got {chosen!r}."
+            f"{name} must be an int or a list of ints, relative to the sending node; "
+            f"got {targets!r}."
         )

@@ -40,12 +40,26 @@ class BackPropagator(Propagator):
     """Back-propagates the pairs ``'outputs'`` and ``'grads'`` of the message and removes them."""
 
     def backward_impl(self, node: Any, message: Any) -> Any:
-        """Back-propagate if the message has gradients; the rest of it is passed on."""
+        """Back-propagate if the message has gradients; the rest of it is passed on.
+
+        Raises:
+            KeyError: for outputs without cotangents.
+            ValueError: if their numbers differ.
+        """
         del node
         if "outputs" in message:
-            outputs, grads = message.pop("outputs"), message.pop("grads")
-            as_lists = [v if isinstance(v, (list, tuple)) else [v] for v in (outputs, grads)]
-            back_propagate(list(as_lists[0]), list(as_lists[1]))
+            if "grads" not in message:
+                raise KeyError("the message has 'outputs' but no 'grads', their cotangents.")
+            outputs, grads = (
+                list(v) if isinstance(v, (list, tuple)) else [v]
+                for v in (message.pop("outputs"), message.pop("grads"))
+            )
+            if len(outputs) != len(grads):
+                raise ValueError(
+                    "a message must have one of 'grads' for each of its 'outputs'; got "
+                    f"{len(outputs)} outputs and {len(grads)} grads."
+                )
+            back_propagate(outputs, grads)
         return message
 
     def loss_propagator(self) -> Propagator:

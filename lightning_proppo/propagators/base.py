@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from lightning_proppo.containers import Container, Message
 from lightning_proppo.errors import check_names, did_you_mean
 from lightning_proppo.initializers import ChainInit
-
-if TYPE_CHECKING:
-    pass
 
 _NOT_KNOWN_YET: Any = object()
 
@@ -130,11 +127,18 @@ class Propagator:
 def _options_of(cls: type[Propagator]) -> frozenset[str] | None:
     if cls.forward_impl is Propagator.forward_impl:
         return frozenset()
-    # The first three are self, x and node.
-    parameters = list(inspect.signature(cls.forward_impl).parameters.values())[3:]
+    parameters = inspect.signature(cls.forward_impl).parameters.values()
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return None
-    return frozenset(p.name for p in parameters)
+    return _named_options(cls.forward_impl)
+
+
+def _named_options(forward_impl: Callable[..., Any]) -> frozenset[str]:
+    """Return the names of the options, without a ``**kwargs`` that takes all others."""
+    # The first three are self, x and node.
+    parameters = list(inspect.signature(forward_impl).parameters.values())[3:]
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return frozenset(p.name for p in parameters if p.kind not in variable)
 
 
 def as_message(sent: Any, sender: object) -> Message:
@@ -167,8 +171,9 @@ def as_message(sent: Any, sender: object) -> Message:
 class SequenceProp(Propagator):
     """A propagator made of others.
 
-    The class keyword ``propagators`` names the slots (a :class:`ChainInit`); other class keywords
-    are default arguments. Keyword arguments of the constructor that name a slot configure it, the
+    The class keyword ``propagators`` names the slots (a :class:`ChainInit`, which stays the class's
+    attribute of that name; an instance's is its list of propagators). Other class keywords are
+    default arguments. Keyword arguments of the constructor that name a slot configure it, the
     rest are forward options.
 
     Args:
@@ -180,13 +185,13 @@ class SequenceProp(Propagator):
     """
 
     slots: ClassVar[ChainInit] = ChainInit()
-    propagators: Any
+    propagators: Any = slots
     _options: Any = _NOT_KNOWN_YET
 
     def __init_subclass__(cls, propagators: ChainInit | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if propagators is not None:
-            cls.slots = propagators
+            cls.slots = cls.propagators = propagators
 
     def __init__(self, propagators: Sequence[Propagator] = (), **kwargs: Any) -> None:
         arguments = {**type(self).default_init_kwargs, **kwargs}
@@ -209,6 +214,10 @@ class SequenceProp(Propagator):
 
     def _gather_options(self) -> frozenset[str] | None:
         every = [propagator.forward_options() for propagator in self.propagators]
+        # A forward_impl that a subclass overrides may have options of its own.
+        for cls in type(self).__mro__[: type(self).__mro__.index(SequenceProp)]:
+            if "forward_impl" in vars(cls):
+                every.append(_named_options(vars(cls)["forward_impl"]))
         known = [options for options in every if options is not None]
         return frozenset().union(*known) if len(known) == len(every) else None
 
@@ -227,7 +236,11 @@ class SequenceProp(Propagator):
                 )
 
     @staticmethod
-    def _check_are_propagators(propagators: Sequence[Any]) -> None:
+    def _check_are_propagators(propagators: Any) -> None:
+        if not isinstance(propagators, (list, tuple)):
+            raise TypeError(
+                f"propagators must be a list of instances of Propagator; got {propagators!r}."
+            )
         for position, propagator in enumerate(propagators):
             if not isinstance(propagator, Propagator):
                 raise TypeError(
@@ -254,8 +267,14 @@ class ComboProp(SequenceProp):
         node = {} if node is None else node
         for propagator in self.propagators:
             made = propagator.forward_impl(x, node, **options_for(propagator, kwargs))
-            if made is not node:
-                node.update(made)
+            if made is node:
+                continue
+            if not isinstance(made, (dict, Container)):
+                raise TypeError(
+                    f"{type(propagator).__name__}.forward_impl must return a dict or a Container; "
+                    f"got {type(made).__name__}."
+                )
+            node.update(made)
         return node
 
     def backward_impl(self, node: Any, message: Any) -> Any:
@@ -274,16 +293,21 @@ class ComboProp(SequenceProp):
         for propagator in reversed(self.propagators) if reverse else self.propagators:
             incoming = total.main()
             sent = propagator.raw_compute(kind, node, incoming, reverse)
-            # What is handed back as it came has been changed in place, if at all.
-            if sent is None or sent is incoming or _passes_on(propagator, kind):
+            if sent is None or _passes_on(propagator, kind):
+                continue
+            if sent is incoming:
+                # What is handed back as it came has been changed in place, if at all.
+                targets = incoming.pop("targets", None)
+                if targets is not None:
+                    total.retarget(next(iter(total.targets())), targets)
                 continue
             sent = as_message(sent, propagator)
-            # The next node and no target at all are one and the same slot of the message.
-            following = -1 if reverse else 1
-            if following in sent.targets() and None in total.targets():
-                total.retarget(None, following)
-            elif None in sent.targets() and following in total.targets():
-                sent.retarget(None, following)
+            if not reverse:
+                # The node after and no target at all are one and the same slot of the message.
+                if 1 in sent.targets() and None in total.targets():
+                    total.retarget(None, 1)
+                elif None in sent.targets() and 1 in total.targets():
+                    sent.retarget(None, 1)
             total.update(sent)
         return total
 

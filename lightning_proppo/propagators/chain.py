@@ -20,10 +20,6 @@ class ChainProp(SequenceProp):
     options for each propagator (these win over common ones).
     """
 
-    def _gather_options(self) -> frozenset[str] | None:
-        known = super()._gather_options()
-        return None if known is None else known | {"chain_kwargs"}
-
     def forward_impl(
         self,
         x: Any,

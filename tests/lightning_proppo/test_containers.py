@@ -392,6 +392,15 @@ def test_a_container_without_a_target_updates_the_only_target_but_not_one_of_sev
         message.update({"d": 4})
 
 
+@pytest.mark.parametrize("first", [None, -1])
+def test_no_target_and_the_node_before_are_one_target_where_both_occur(first):
+    message = Message({"a": 1, "b": 1}, target=first)
+    message.update(Message({"b": 2, "c": 2}, target=-1 if first is None else None))
+    assert list(message.targets()) == [-1]
+    assert dict(message.items()) == {"a": 1, "b": 2, "c": 2}
+    assert not message.multi_message
+
+
 @pytest.mark.parametrize("wrong", [3, None, [1]])
 def test_a_message_is_updated_with_containers_only(wrong):
     with pytest.raises(TypeError, match=f"got {type(wrong).__name__}"):
@@ -429,6 +438,8 @@ def test_a_copied_message_is_independent():
 @given(st.lists(st.tuples(targets, dicts), min_size=1, max_size=6))
 def test_messages_merge_target_by_target_and_share_nothing(parts):
     """Against a dict of dicts."""
+    if any(target == -1 for target, _ in parts):  # then no target is another name for it
+        parts = [(-1 if target is None else target, contents) for target, contents in parts]
     expected: dict = {}
     sent = [Message(contents, target=target) for target, contents in parts]
     total = sent[0].copy()
