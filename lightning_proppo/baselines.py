@@ -21,9 +21,12 @@ def mean_baseline(local_losses: Tensor, node: Any = None) -> Tensor:
         node: not used.
 
     Raises:
+        TypeError: if the losses are no tensor.
         ValueError: for a single particle, which has no others.
     """
     del node
+    if not isinstance(local_losses, Tensor) or local_losses.dim() == 0:
+        raise TypeError(f"local_losses must be a tensor [P, 1] or [P]; got {local_losses!r}.")
     particles = local_losses.shape[0]
     if particles < 2:
         raise ValueError(

@@ -413,8 +413,9 @@ class PropagationManager:
     def _refuse_costs(self, name: str) -> None:
         means = [float(cost) for cost in self._costs]
         wrong = [i for i, mean in enumerate(means) if not math.isfinite(mean)]
-        which = f"number {wrong[0] + 1} of {len(means)} has the mean {means[wrong[0]]}"
-        came = which if wrong else "their sum overflows"
+        came = "their sum overflows"
+        if wrong:
+            came = f"number {wrong[0] + 1} of {len(means)} has the mean {means[wrong[0]]}"
         raise ValueError(
             f"{name}: costs must be finite, or every particle's gradient would be lost; of the "
             f"costs of this rollout, {came}. Has the state diverged? To skip the batch, "

@@ -6,6 +6,7 @@ P particles; a per-particle gradient is [P, ...].
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +23,22 @@ def expand(data: Tensor, batch_size: int) -> Tensor:
 
     Returns:
         [P, ...].
+
+    Raises:
+        TypeError: if ``data`` is no tensor or ``batch_size`` no int.
+        ValueError: for less than one particle.
     """
+    if not isinstance(data, Tensor):
+        raise TypeError(f"data must be a tensor; got {data!r}.")
+    if not isinstance(batch_size, int):
+        raise TypeError(f"batch_size must be an int; got {batch_size!r}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
     return data.expand((batch_size, *data.shape))
+
+
+def _as_list(x: Any) -> list[Any]:
+    return list(x) if isinstance(x, (list, tuple)) else [x]
 
 
 def _centred(gradients: Sequence[Tensor]) -> list[Tensor]:
@@ -58,8 +73,13 @@ def inverse_variance_weighting(
     Raises:
         ValueError: if the shapes differ, or for weights by coordinate of several tensors.
     """
-    first = [x1] if isinstance(x1, Tensor) else list(x1)
-    second = [x2] if isinstance(x2, Tensor) else list(x2)
+    first, second = _as_list(x1), _as_list(x2)
+    for tensor in (*first, *second):
+        if not isinstance(tensor, Tensor) or tensor.dim() == 0:
+            raise ValueError(
+                "x1 and x2 must be per-particle gradients [P, ...], or lists of such; got "
+                f"{tensor!r} among them."
+            )
     shapes = [list(t.shape) for t in first], [list(t.shape) for t in second]
     if shapes[0] != shapes[1] or not first:
         raise ValueError(f"x1 and x2 must have the same shapes; got {shapes[0]} and {shapes[1]}.")

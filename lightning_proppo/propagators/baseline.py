@@ -46,12 +46,27 @@ class BaselineProp(Propagator):
         self._functions = functions
 
     def backward_impl(self, node: Any, message: Any) -> Any:
-        """Apply the baseline; without a loss in the message there is nothing to do."""
+        """Apply the baseline; without a loss in the message there is nothing to do.
+
+        Raises:
+            ValueError: if a baseline function returns anything but one loss for each particle.
+        """
         if "local_loss" not in message:
             return message
-        baselined = message["local_loss"]
+        losses = baselined = message["local_loss"]
         for function in reversed(self._functions):
             baselined = function(baselined, node)
+            if not isinstance(baselined, Tensor) or baselined.shape != losses.shape:
+                came = (
+                    f"shape {list(baselined.shape)}"
+                    if isinstance(baselined, Tensor)
+                    else repr(baselined)
+                )
+                raise ValueError(
+                    "baseline_func must return the losses with the baseline subtracted, shape "
+                    f"{list(losses.shape)}; {getattr(function, '__name__', function)} returned "
+                    f"{came}."
+                )
         return {"baselined_loss": baselined}
 
 

@@ -35,7 +35,9 @@ def check_costs(costs: Any) -> Tensor:
             f"{type(costs).__name__}. Where the state itself is given, pass lossfunc too."
         )
     if not costs.is_floating_point():
-        raise TypeError(f"costs must be floating point; got dtype {costs.dtype}.")
+        raise TypeError(
+            f"costs must be floating point; got dtype {costs.dtype}. Convert them: costs.float()."
+        )
     if costs.dim() == 1:
         costs = costs.unsqueeze(1)
     if costs.dim() != 2 or costs.shape[1] != 1 or costs.shape[0] == 0:

@@ -29,8 +29,14 @@ class PauseBase(Propagator):
     """Cuts the graph: gathers all gradients that arrive and sends their sum on, once."""
 
     def forward_impl(self, x: Any, node: Any = None) -> Any:
-        """Return ``x`` [P, ...] cut from its past."""
+        """Return ``x`` [P, ...] cut from its past.
+
+        Raises:
+            TypeError: if ``x`` is no tensor.
+        """
         del node
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be the tensor to cut the graph at; got {type(x).__name__}.")
         return detached_output(x)
 
     def backward_impl(self, node: Any, message: Any) -> Any:

@@ -41,9 +41,14 @@ def pack(state: Any) -> Tensor:
         parts = [state]
     for part in parts:
         if not isinstance(part, Tensor) or not part.is_floating_point() or part.dim() == 0:
+            came = (
+                f"a tensor of shape {list(part.shape)} and dtype {part.dtype}"
+                if isinstance(part, Tensor)
+                else f"a {type(part).__name__}"
+            )
             raise TypeError(
-                "the state to shape must be a tensor of particles [P, ...], or a dict, tuple or "
-                f"list of such; got {type(part).__name__} in it."
+                "the state to shape must be a floating point tensor of particles [P, ...], or a "
+                f"dict, tuple or list of such; got {came} in it."
             )
     if len({part.shape[0] for part in parts}) != 1:
         raise ValueError(

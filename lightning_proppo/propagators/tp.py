@@ -85,7 +85,7 @@ class TPBase(Propagator):
 
     Args:
         var_weighting_func: a function of two lists of per-particle gradients [P, ...] that returns
-            their weights; only for targets that are expanded tensors.
+            their two weights; only for targets that are expanded tensors.
         **kwargs: default forward options.
     """
 
@@ -262,7 +262,23 @@ class TPBase(Propagator):
                 continue
             lr_gradients.append(torch.zeros_like(like) if a is None else a)
             rp_gradients.append(torch.zeros_like(like) if b is None else b)
-        return self.var_weighting_func(lr_gradients, rp_gradients)
+        return _check_weights(self.var_weighting_func(lr_gradients, rp_gradients), lr)
+
+
+def _check_weights(weights: Any, like: Tensor) -> Weights:
+    """Return what a ``var_weighting_func`` returned as two tensors."""
+    pair = tuple(weights) if isinstance(weights, (tuple, list)) else ()
+    if len(pair) != 2 or not all(
+        isinstance(w, (int, float)) or (isinstance(w, Tensor) and w.numel() == 1) for w in pair
+    ):
+        raise ValueError(
+            "var_weighting_func must return two weights, for LR and for RP, each a number or a "
+            f"tensor of one; got {weights!r}."
+        )
+    first, second = (
+        torch.as_tensor(w, dtype=like.dtype, device=like.device).reshape(()) for w in pair
+    )
+    return first, second
 
 
 def _check_expanded(targets: Sequence[Tensor], particles: int) -> None:
