@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -57,11 +56,8 @@ class PILCO(pl.LightningModule):
         steps: gradient steps in an epoch.
         learning_rate: Adam's at the start of an epoch.
         final_learning_rate: at the end of an epoch, as a fraction of ``learning_rate``.
-        candidates: how many random policies a policy search starts from: the model's favourite of
-            them is taken.
-        restart_below: a real return below which the policy of the last epoch is given up, and the
-            next one starts from a random policy again. What was learned from the first, poor
-            models is often a dead end that gradients do not lead out of. None: never.
+        candidates: how many random policies there are to start from: the first model's favourite
+            is taken.
         random_episodes: how many episodes with random actions there are before the first fit.
         fit_steps: Adam's steps in fitting the model.
 
@@ -83,12 +79,11 @@ class PILCO(pl.LightningModule):
         spread: Sequence[float] = (1.0, 2.0, 3.0, 5.0),
         centres: int = 50,
         initial_weight_std: float = 0.5,
-        particles: int = 100,
-        steps: int = 50,
+        particles: int = 200,
+        steps: int = 80,
         learning_rate: float = 0.03,
         final_learning_rate: float = 0.3,
         candidates: int = 50,
-        restart_below: float | None = None,
         random_episodes: int = 1,
         fit_steps: int = 150,
     ) -> None:
@@ -138,7 +133,6 @@ class PILCO(pl.LightningModule):
         self.random_episodes = random_episodes
         self.fit_steps = fit_steps
         self.candidates = candidates
-        self.restart_below = -math.inf if restart_below is None else float(restart_below)
         self.episodes: list[Episode] = []
         self.trials: list[Trial] = []
         self.dynamics: GPDynamics | None = None
@@ -173,8 +167,8 @@ class PILCO(pl.LightningModule):
         if self.current_epoch > 0:
             self.collect(policy=self.act)
         self.refit()
-        if self.current_epoch == 0 or self.episodes[-1].total < self.restart_below:
-            self.restart()
+        if self.current_epoch == 0:
+            self.choose_start()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the predicted cost, a scalar, whose gradient is the manager's."""
@@ -224,7 +218,7 @@ class PILCO(pl.LightningModule):
         self._log_now({"dynamics/noise_std": float(dynamics.posterior.noise_std.mean())})
 
     @torch.no_grad()
-    def restart(self) -> None:
+    def choose_start(self) -> None:
         """Put the best of some random policies, by the model, in the policy's place."""
         found: list[tuple[float, dict[str, Tensor]]] = []
         for _ in range(self.candidates):
@@ -232,8 +226,6 @@ class PILCO(pl.LightningModule):
             self.policy.load_state_dict(candidate)
             found.append((float(self.predicted_cost()), candidate))
         self.policy.load_state_dict(min(found, key=lambda pair: pair[0])[1])
-        for optimizer in self.trainer.optimizers:
-            optimizer.state.clear()
 
     # -- Lightning ---------------------------------------------------------------------------
 

@@ -118,30 +118,12 @@ def test_evaluation_is_reproducible_and_learns_nothing(trained: tuple[PILCO, Pat
     assert len(module.episodes) == 3
 
 
-def test_a_poor_policy_is_given_up_and_a_good_one_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for threshold, expected in ((None, 1), (-1.0, 1), (26.0, 3)):
-        count = []
-        original = PILCO.restart
-
-        def restart(self: PILCO, count: list[int] = count, original: Any = original) -> None:
-            count.append(self.current_epoch)
-            original(self)
-
-        with monkeypatch.context() as patched:
-            patched.setattr(PILCO, "restart", restart)
-            fit(small(restart_below=threshold), tmp_path / str(threshold), epochs=3)
-        assert len(count) == expected
-
-
-def test_the_start_is_the_best_of_the_candidates(tmp_path: Path) -> None:
+def test_the_start_is_the_best_of_the_candidates() -> None:
     module = small(candidates=5, steps=1)
     module.collect(None)
     module.refit()
     module.manager = PropagationManager("TP")
-    module._trainer = pl.Trainer(logger=False, enable_checkpointing=False)
-    module.restart()
+    module.choose_start()
     with torch.no_grad():
         chosen = float(module.predicted_cost())
         others = []
