@@ -7,7 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributions import Normal
 
+from lightning_proppo import PropagationManager, expand, mean_baseline
 from lightning_proppo.gaussians import (
     cholesky,
     fit_gaussian,
@@ -15,6 +17,7 @@ from lightning_proppo.gaussians import (
     sample_gaussian,
     shaped_statistic,
 )
+from lightning_proppo.propagators import GSLoss, TotalProp
 
 P, D = 9, 3
 
@@ -182,3 +185,103 @@ def test_the_statistic_of_a_quadratic_cost_is_the_cost_less_its_mean():
     cost = x @ slope + ((x @ matrix) * x).sum(1)
     found = shaped(x, slope + 2.0 * matrix @ x.mean(0), matrix)
     torch.testing.assert_close(found.squeeze(1), cost - cost.mean())
+
+
+# -- in use: against the same computation written out by hand --------------------------------------
+
+
+def dynamics(x, theta):
+    return Normal((x + theta).sin(), 0.3)
+
+
+def cost(x):
+    return (x.square() * torch.tensor([1.0, 0.5], dtype=x.dtype)).sum(1) + x.sin().prod(1)
+
+
+@pytest.fixture
+def theta():
+    return torch.tensor([0.4, -0.3], dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_gaussian_resampling_is_back_propagation_through_fit_and_draw(horizon, theta):
+    def unrolled(sample):
+        torch.manual_seed(0)
+        x = torch.zeros(P, 2, dtype=torch.float64)
+        total = torch.zeros(P, dtype=torch.float64)
+        for _ in range(horizon):
+            x = sample(dynamics(x, theta))
+            total = total + cost(x)
+        return total
+
+    def by_hand(dist):
+        return sample_gaussian(*fit_gaussian(dist.rsample()), P)
+
+    (expected,) = torch.autograd.grad(unrolled(by_hand).mean(), theta)
+    manager = PropagationManager("GR")
+    (found,) = torch.autograd.grad(manager.loss(unrolled(manager.sample)), theta)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+@pytest.mark.parametrize("name", ["GS", "TP+GS"])
+def test_gaussian_shaping_is_lr_with_the_shaped_statistics_for_losses(name, horizon, theta):
+    """With TP's weights all on LR; each score is weighed by the statistics from its step on."""
+    if name == "GS":
+        manager = PropagationManager("GS")
+    else:
+        sampler = TotalProp(base={"var_weighting_func": lambda lr, rp: (1.0, 0.0)})
+        manager = PropagationManager(sampler, GSLoss())
+    torch.manual_seed(0)
+    x = torch.zeros(P, 2, dtype=torch.float64)
+    state = torch.get_rng_state()
+    for _ in range(horizon):
+        each = expand(theta, P)
+        options = {} if name == "GS" else {"ivw_target": each}
+        x = manager.sample(dynamics(x, each), **options)
+        manager.append_loss(x, lossfunc=cost)
+    (found,) = torch.autograd.grad(manager.loss(), theta)
+
+    torch.set_rng_state(state)
+    x = torch.zeros(P, 2, dtype=torch.float64)
+    scores, statistics = [], []
+    for _ in range(horizon):
+        each = theta.detach().expand(P, 2).clone().requires_grad_()
+        dist = dynamics(x, each)
+        x = dist.sample()
+        (score,) = torch.autograd.grad(dist.log_prob(x).sum(), each)
+        mean, covariance = (t.requires_grad_() for t in fit_gaussian(x))
+        fresh = sample_gaussian(mean, covariance, P)
+        slope, matrix = torch.autograd.grad(cost(fresh).mean(), [mean, covariance])
+        scores.append(score)
+        statistics.append(shaped(x, slope, matrix))
+    expected = sum(
+        (mean_baseline(sum(statistics[t:])) * score).mean(0) for t, score in enumerate(scores)
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_state_may_be_in_parts_of_any_shape(theta):
+    """A dict, a tuple or a list is shaped as the same numbers side by side are."""
+    gradients = []
+
+    def parts_cost(position, rest):
+        return cost(torch.cat([position.unsqueeze(1), rest.flatten(1)], 1))
+
+    forms = {
+        "whole": (lambda x: x, cost),
+        "dict": (lambda x: {"position": x[:, 0], "rest": x[:, 1:].unsqueeze(2)}, parts_cost),
+        "tuple": (lambda x: (x[:, 0], x[:, 1:]), lambda parts: parts_cost(*parts)),
+        "list": (
+            lambda x: [x[:, :1], x[:, 1]],
+            lambda parts: cost(torch.cat([parts[0], parts[1][:, None]], 1)),
+        ),
+    }
+    for make, function in forms.values():
+        manager = PropagationManager("GS")
+        torch.manual_seed(0)
+        x = manager.sample(dynamics(torch.zeros(P, 2, dtype=torch.float64), theta))
+        manager.append_loss(make(x), lossfunc=function)
+        gradients.append(torch.autograd.grad(manager.loss(), theta)[0])
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0])

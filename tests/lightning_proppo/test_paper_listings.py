@@ -10,6 +10,8 @@ library's own propagator of that kind gives.
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from torch.distributions import Normal
@@ -40,6 +42,46 @@ from lightning_proppo.propagators import (
 )
 
 PARTICLES = 12
+
+NAMES = {
+    "containers": "Content Summed Locked Listed Container Node Message",
+    "initializers": "Init Lock Optional Choice Empty ChainInit ChainInitTemplate",
+    "propagators": "Propagator SequenceProp ComboProp ChainProp BackPropagator BaselineProp"
+    " mcgrad_temp PauseBase PauseProp SkipProp SumBase LossBase LossProp RPBase RPProp LRBase"
+    " LRProp TPBase TotalProp ResampleBase ResampleProp GRProp GaussShapeBase GSProp GSLossBase GSLoss",
+    "manager": "PropagationManager",
+    "variances": "inverse_variance_weighting expand",
+    "baselines": "mean_baseline no_baseline",
+}
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_the_names_of_the_listings_are_there(module):
+    found = importlib.import_module(f"lightning_proppo.{module}")
+    assert [name for name in NAMES[module].split() if not hasattr(found, name)] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "slots"),
+    [
+        (RPProp, ["backprop", "base"]),
+        (LossProp, ["backprop", "baseline", "base"]),
+        (LRProp, ["backprop", "base", "baseline"]),
+        (TotalProp, ["backprop", "base", "baseline"]),
+        (PauseProp, ["backprop", "base"]),
+    ],
+)
+def test_the_sequences_are_those_of_the_paper(kind, slots):
+    """Whose order decides whether a baseline is subtracted before the estimate or after the sum."""
+    assert list(kind.propagators) == slots
+    parts = kind().propagators
+    assert [type(part) for part in parts][:1] == [BackPropagator]
+    for i, slot in enumerate(slots):
+        if slot != "base":
+            rest = kind(**{slot: False}).propagators
+            assert [type(p) for p in rest] == [type(p) for j, p in enumerate(parts) if j != i]
+
+
 SCALE = 0.1
 
 
