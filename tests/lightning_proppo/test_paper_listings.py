@@ -48,7 +48,8 @@ NAMES = {
     "initializers": "Init Lock Optional Choice Empty ChainInit ChainInitTemplate",
     "propagators": "Propagator SequenceProp ComboProp ChainProp BackPropagator BaselineProp"
     " mcgrad_temp PauseBase PauseProp SkipProp SumBase LossBase LossProp RPBase RPProp LRBase"
-    " LRProp TPBase TotalProp ResampleBase ResampleProp GRProp GaussShapeBase GSProp GSLossBase GSLoss",
+    " LRProp TPBase TotalProp ResampleBase ResampleProp GRProp GaussShapeBase GSProp GSLossBase"
+    " GSLoss",
     "manager": "PropagationManager",
     "variances": "inverse_variance_weighting expand",
     "baselines": "mean_baseline no_baseline",
