@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Normal
 
-from lightning_proppo import PropagationManager, expand, mean_baseline
+from lightning_proppo import PropagationManager, expand, mean_baseline, no_baseline
 from lightning_proppo.gaussians import (
     cholesky,
     fit_gaussian,
@@ -17,7 +17,7 @@ from lightning_proppo.gaussians import (
     sample_gaussian,
     shaped_statistic,
 )
-from lightning_proppo.propagators import GSLoss, TotalProp
+from lightning_proppo.propagators import GSLoss, LRProp, TotalProp
 
 P, D = 9, 3
 
@@ -224,11 +224,13 @@ def test_gaussian_resampling_is_back_propagation_through_fit_and_draw(horizon, t
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
-@pytest.mark.parametrize("name", ["GS", "TP+GS"])
+@pytest.mark.parametrize("name", ["GS", "GS without baseline", "TP+GS"])
 def test_gaussian_shaping_is_lr_with_the_shaped_statistics_for_losses(name, horizon, theta):
     """With TP's weights all on LR; each score is weighed by the statistics from its step on."""
     if name == "GS":
         manager = PropagationManager("GS")
+    elif name == "GS without baseline":
+        manager = PropagationManager(LRProp(baseline=False), GSLoss())
     else:
         sampler = TotalProp(base={"var_weighting_func": lambda lr, rp: (1.0, 0.0)})
         manager = PropagationManager(sampler, GSLoss())
@@ -237,7 +239,7 @@ def test_gaussian_shaping_is_lr_with_the_shaped_statistics_for_losses(name, hori
     state = torch.get_rng_state()
     for _ in range(horizon):
         each = expand(theta, P)
-        options = {} if name == "GS" else {"ivw_target": each}
+        options = {"ivw_target": each} if name == "TP+GS" else {}
         x = manager.sample(dynamics(x, each), **options)
         manager.append_loss(x, lossfunc=cost)
     (found,) = torch.autograd.grad(manager.loss(), theta)
@@ -255,8 +257,9 @@ def test_gaussian_shaping_is_lr_with_the_shaped_statistics_for_losses(name, hori
         slope, matrix = torch.autograd.grad(cost(fresh).mean(), [mean, covariance])
         scores.append(score)
         statistics.append(shaped(x, slope, matrix))
+    baseline = no_baseline if name == "GS without baseline" else mean_baseline
     expected = sum(
-        (mean_baseline(sum(statistics[t:])) * score).mean(0) for t, score in enumerate(scores)
+        (baseline(sum(statistics[t:])) * score).mean(0) for t, score in enumerate(scores)
     )
     torch.testing.assert_close(found, expected)
 
