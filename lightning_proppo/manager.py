@@ -174,10 +174,15 @@ class PropagationManager:
             TypeError, ValueError: for an unknown option, or what the propagator refuses.
         """
         recording = torch.is_grad_enabled()
-        with self._ended_by_errors():
+        try:
             propagator = self._choose(local_propagator)
+            if "dist" in kwargs:
+                _check_samples(propagator)
             tape = self._open_tape() if recording else Tape()
             node = tape.forward(x, propagator, force_targets, recording, **kwargs)
+        except BaseException:
+            self._end_by_error()
+            raise
         self._next[recording] = tape.next_propagator
         output = node.get("output")
         return (output, node) if get_node else output
@@ -197,14 +202,6 @@ class PropagationManager:
             TypeError: if the estimator needs ``rsample`` and the distribution has none; if the
                 propagator draws no samples.
         """
-        with self._ended_by_errors():
-            propagator = self._choose(kwargs.get("local_propagator"))
-            options = propagator.forward_options()
-            if options is not None and "dist" not in options:
-                raise TypeError(
-                    f"{type(propagator).__name__} draws no samples; make the manager with an "
-                    f"estimator ({', '.join(estimator_names())}), or pass local_propagator."
-                )
         return self.forward(None, dist=dist, **kwargs)
 
     def append_loss(
@@ -225,16 +222,17 @@ class PropagationManager:
             TypeError, ValueError: if there is not one floating point cost for each particle.
         """
         chosen = self.loss_propagator if loss_propagator is None else loss_propagator
-        with self._ended_by_errors():
-            costs, node = self.forward(loss_node, local_propagator=chosen, get_node=True, **kwargs)
-            if not isinstance(costs, Tensor) or costs.dim() == 0:
-                raise TypeError(
-                    f"{type(node.propagator).__name__} must output one cost for each particle; "
-                    f"got {costs!r}."
-                )
+        costs, node = self.forward(loss_node, local_propagator=chosen, get_node=True, **kwargs)
+        if not isinstance(costs, Tensor) or costs.dim() == 0:
+            self._end_by_error()
+            raise TypeError(
+                f"{type(node.propagator).__name__} must output one cost for each particle; "
+                f"got {costs!r}."
+            )
         # In 32 bits at least: a sum over particles is beyond what 16 hold.
         column = costs.detach()
-        column = column.to(torch.promote_types(column.dtype, torch.float32))
+        if column.dtype.itemsize < 4:
+            column = column.float()
         total = column.sum() / column.shape[0]
         if not torch.is_grad_enabled():
             self._unrecorded_costs.append(total)
@@ -398,17 +396,12 @@ class PropagationManager:
         _check_propagator("local_propagator", chosen)
         return chosen
 
-    @contextmanager
-    def _ended_by_errors(self) -> Iterator[None]:
-        """Forget what has been recorded, or evaluated, on an exception."""
-        try:
-            yield
-        except BaseException:
-            if torch.is_grad_enabled():
-                self._forget_rollout()
-            else:
-                self._unrecorded_costs = []
-            raise
+    def _end_by_error(self) -> None:
+        """Forget what has been recorded, or evaluated."""
+        if torch.is_grad_enabled():
+            self._forget_rollout()
+        else:
+            self._unrecorded_costs = []
 
     def _refuse_costs(self, name: str) -> None:
         means = [float(cost) for cost in self._costs]
@@ -453,6 +446,15 @@ def _check_propagator(name: str, value: Any) -> None:
     if not isinstance(value, Propagator):
         hint = " (instantiate the class)" if isinstance(value, type) else ""
         raise TypeError(f"{name} must be a Propagator{hint}; got {value!r}.")
+
+
+def _check_samples(propagator: Propagator) -> None:
+    options = propagator.forward_options()
+    if options is not None and "dist" not in options:
+        raise TypeError(
+            f"{type(propagator).__name__} draws no samples from a dist; make the manager with an "
+            f"estimator ({', '.join(estimator_names())}), or pass local_propagator."
+        )
 
 
 def _container(message: Container | dict[str, Any] | None) -> Container | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -219,7 +220,7 @@ class Tape:
                 parameters.update(inner_parameters)
                 cuts.update(inner_cuts)
             roots = []
-            for tensor in tensors_in(list(node.values())):
+            for tensor in chain.from_iterable(map(tensors_in, node.values())):
                 if tensor.is_leaf and is_cut(tensor):
                     # Also one that no later tensor was computed from: a cut of a cut, or a sample
                     # that is a cost as it is.

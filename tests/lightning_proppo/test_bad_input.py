@@ -401,7 +401,7 @@ def test_parameters_that_torch_refuses(name):
 
 def test_a_manager_without_an_estimator_draws_no_samples():
     manager = PropagationManager()
-    with pytest.raises(TypeError, match=r"BackPropagator draws no samples.*TP\+GS"):
+    with pytest.raises(TypeError, match=r"BackPropagator draws no samples from a dist.*TP\+GS"):
         manager.sample(step(start()))
     x = manager.sample(step(start()), local_propagator=RPProp())
     assert x.shape == (P, 2)
