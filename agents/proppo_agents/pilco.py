@@ -53,11 +53,15 @@ class PILCO(pl.LightningModule):
         centres: basis functions of the policy.
         initial_weight_std: of the policy's weights.
         particles: P, rollouts for each gradient.
+        horizon: H, steps of a predicted rollout; None: as many as an episode has. With more, a
+            policy cannot let go in an episode's last steps, where a fall has no time to cost much.
         steps: gradient steps in an epoch.
         learning_rate: Adam's at the start of an epoch.
         final_learning_rate: at the end of an epoch, as a fraction of ``learning_rate``.
-        candidates: how many random policies there are to start from: the first model's favourite
-            is taken.
+        candidates: how many random policies a search starts from: the model's favourite of them.
+        patience: after how many epochs without a success the policy is given up, and the next
+            epoch starts from a random one again. What was learned with the first, poor models is
+            often a dead end that gradients do not lead out of. None: never.
         random_episodes: how many episodes with random actions there are before the first fit.
         fit_steps: Adam's steps in fitting the model.
 
@@ -80,10 +84,12 @@ class PILCO(pl.LightningModule):
         centres: int = 50,
         initial_weight_std: float = 0.5,
         particles: int = 200,
-        steps: int = 80,
+        horizon: int | None = None,
+        steps: int = 120,
         learning_rate: float = 0.03,
         final_learning_rate: float = 0.3,
         candidates: int = 50,
+        patience: int | None = 1,
         random_episodes: int = 1,
         fit_steps: int = 150,
     ) -> None:
@@ -94,6 +100,7 @@ class PILCO(pl.LightningModule):
             ("random_episodes", random_episodes, 1),
             ("fit_steps", fit_steps, 1),
             ("candidates", candidates, 1),
+            ("patience", 1 if patience is None else patience, 1),
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}; got {value!r}.")
@@ -125,7 +132,12 @@ class PILCO(pl.LightningModule):
         self.policy = self._new_policy()
         self.register_buffer("initial_mean", torch.tensor([float(m) for m in initial_mean]))
         self.register_buffer("initial_std", std.expand(size).clone())
-        self.horizon = int(self.env.spec.max_episode_steps)  # type: ignore[union-attr,arg-type]
+        self.episode_steps = int(self.env.spec.max_episode_steps)  # type: ignore[union-attr,arg-type]
+        self.horizon = self.episode_steps if horizon is None else horizon
+        if self.horizon < self.episode_steps:
+            raise ValueError(
+                f"horizon must be at least an episode's {self.episode_steps} steps; got {horizon}."
+            )
         self.particles = particles
         self.steps = steps
         self.learning_rate = learning_rate
@@ -133,30 +145,40 @@ class PILCO(pl.LightningModule):
         self.random_episodes = random_episodes
         self.fit_steps = fit_steps
         self.candidates = candidates
+        self.patience = patience
         self.episodes: list[Episode] = []
         self.trials: list[Trial] = []
         self.dynamics: GPDynamics | None = None
         self._predicted: list[Tensor] = []
+        self._search_started = 0
 
     def act(self, observation: Tensor) -> Tensor:
         """Return the policy's actions [P, A] at observations [P, D]."""
         return self.policy(observation.to(self.initial_mean))
 
-    def predicted_cost(self) -> Tensor:
-        """Return the mean cost [] of a rollout through the model, recorded by the manager."""
+    def predict(self) -> tuple[Tensor, Tensor]:
+        """Roll the particles out through the model, recorded by the manager.
+
+        Returns:
+            The manager's loss [], the mean cost over the horizon; and the mean return [] of an
+            episode, without a gradient.
+        """
         if self.dynamics is None:
-            raise RuntimeError("predicted_cost: there is no model yet; call refit() first.")
+            raise RuntimeError("predict: there is no model yet; call refit() first.")
         cost = self.env.unwrapped.cost  # type: ignore[attr-defined]
         x = self.initial_mean + self.initial_std * torch.randn(
             (self.particles, len(self.initial_mean)),
             dtype=self.initial_mean.dtype,
             device=self.initial_mean.device,
         )
+        costs = []
         for _ in range(self.horizon):
             u = self.policy(x)
             x = self.manager.sample(self.dynamics(x, u))
-            self.manager.append_loss({"observation": x, "action": u}, lossfunc=cost)
-        return self.manager.loss()
+            costs.append(
+                self.manager.append_loss({"observation": x, "action": u}, lossfunc=cost).mean()
+            )
+        return self.manager.loss(), (1 - torch.stack(costs[: self.episode_steps])).sum()
 
     # -- a trial -----------------------------------------------------------------------------
 
@@ -167,16 +189,15 @@ class PILCO(pl.LightningModule):
         if self.current_epoch > 0:
             self.collect(policy=self.act)
         self.refit()
-        if self.current_epoch == 0:
-            self.choose_start()
+        if self.current_epoch == 0 or self._out_of_patience():
+            self.start_search()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the predicted cost, a scalar, whose gradient is the manager's."""
         del batch, batch_idx
-        loss = self.predicted_cost()
-        predicted = self.horizon - loss.detach()
-        self._predicted.append(predicted)
-        self.log("predicted/return", predicted, prog_bar=True)
+        loss, predicted_return = self.predict()
+        self._predicted.append(predicted_return)
+        self.log("predicted/return", predicted_return, prog_bar=True)
         return loss
 
     def on_train_end(self) -> None:
@@ -218,14 +239,18 @@ class PILCO(pl.LightningModule):
         self._log_now({"dynamics/noise_std": float(dynamics.posterior.noise_std.mean())})
 
     @torch.no_grad()
-    def choose_start(self) -> None:
+    def start_search(self) -> None:
         """Put the best of some random policies, by the model, in the policy's place."""
         found: list[tuple[float, dict[str, Tensor]]] = []
         for _ in range(self.candidates):
             candidate = self._new_policy().state_dict()
             self.policy.load_state_dict(candidate)
-            found.append((float(self.predicted_cost()), candidate))
+            found.append((float(self.predict()[0]), candidate))
         self.policy.load_state_dict(min(found, key=lambda pair: pair[0])[1])
+        self._search_started = len(self.trials)
+        if self._trainer is not None:
+            for optimizer in self.trainer.optimizers:
+                optimizer.state.clear()
 
     # -- Lightning ---------------------------------------------------------------------------
 
@@ -273,6 +298,12 @@ class PILCO(pl.LightningModule):
         return {"returns": [e.total for e in done], "success": [e.success for e in done]}
 
     # -- inner -------------------------------------------------------------------------------
+
+    def _out_of_patience(self) -> bool:
+        since = self.trials[self._search_started :]
+        if self.patience is None or len(since) < self.patience:
+            return False
+        return not any(trial.success for trial in since[-self.patience :])
 
     def _log_now(self, metrics: dict[str, float]) -> None:
         # self.log would file an episode under the end of the epoch that it starts.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import gymnasium
@@ -84,7 +85,7 @@ class CartPoleSwingUpEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]
         observation_noise_std: standard deviation of the noise on every coordinate of the
             observation, in the coordinate's unit; 0 or more.
         cost_width: width w of the cost (m), positive. PIPPS (Parmas et al., 2018) takes 0.5,
-            PILCO 0.25.
+            PILCO 0.25. With several, the cost is the mean of theirs.
         render_mode: ``None``, ``"rgb_array"`` or ``"human"``; the last two need pygame
             (``pip install "lightning-proppo[render]"``).
 
@@ -111,7 +112,7 @@ class CartPoleSwingUpEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]
         initial_angle: Literal["hanging", "upright"] = "hanging",
         initial_std: float = 0.1,
         observation_noise_std: float = 0.01,
-        cost_width: float = 0.5,
+        cost_width: float | Sequence[float] = 0.5,
         render_mode: str | None = None,
     ) -> None:
         if initial_angle not in _INITIAL_ANGLES:
@@ -124,8 +125,12 @@ class CartPoleSwingUpEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]
         ):
             if not (math.isfinite(value) and value >= 0.0):
                 raise ValueError(f"{name}: expected a finite number of 0 or more, got {value!r}")
-        if not (math.isfinite(cost_width) and cost_width > 0.0):
-            raise ValueError(f"cost_width: expected a positive finite number, got {cost_width!r}")
+        widths = cost_width if isinstance(cost_width, Sequence) else (cost_width,)
+        if not widths or not all(math.isfinite(width) and width > 0.0 for width in widths):
+            raise ValueError(
+                "cost_width: expected a positive finite number, or several of them, got "
+                f"{cost_width!r}"
+            )
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(
                 f"render_mode: expected None or one of {self.metadata['render_modes']}, "
@@ -134,7 +139,11 @@ class CartPoleSwingUpEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]
         self.initial_angle = initial_angle
         self.initial_std = float(initial_std)
         self.observation_noise_std = float(observation_noise_std)
-        self.cost_width = float(cost_width)
+        self.cost_width = (
+            [float(width) for width in cost_width]
+            if isinstance(cost_width, Sequence)
+            else float(cost_width)
+        )
         self.render_mode = render_mode
         # The track has no end; Gymnasium's checker warns of infinite bounds.
         largest = float(np.finfo(np.float32).max)

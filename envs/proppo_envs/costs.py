@@ -7,6 +7,7 @@ two cannot drift apart.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -42,19 +43,24 @@ def tip_distance_squared(observation: Tensor, *, pole_length: float) -> Tensor:
     return horizontal.square() + vertical.square()
 
 
-def tip_distance_cost(observation: Tensor, *, pole_length: float, width: float) -> Tensor:
+def tip_distance_cost(
+    observation: Tensor, *, pole_length: float, width: float | Sequence[float]
+) -> Tensor:
     r"""Saturating cost of the distance of the pole's tip from balance over the origin.
 
     .. math:: c = 1 - \exp\left(-\frac{d^2}{2 w^2}\right) \in [0, 1]
 
     with the distance d of :func:`tip_distance_squared`. The form is PILCO's (Deisenroth and
-    Rasmussen, 2011); PILCO takes w = 0.25 m, PIPPS (Parmas et al., 2018) 0.5 m.
+    Rasmussen, 2011); PILCO takes w = 0.25 m, PIPPS (Parmas et al., 2018) 0.5 m. With several
+    widths it is the mean of their costs: a narrow one asks for an upright pole, where a wide one
+    is content with a leaning pole over a cart beside the origin, but only a wide one has a
+    gradient far from the goal.
 
     Args:
         observation: ``[..., 4]``, cart position (m), cart velocity (m/s), pole angle (rad), pole
             angular velocity (rad/s), the angle 0 upright and growing counter-clockwise.
         pole_length: length of the pole (m), positive.
-        width: width w of the cost (m), positive.
+        width: width w of the cost (m), positive; or several.
 
     Returns:
         ``[...]``, dimensionless, of the observation's dtype. It can be differentiated everywhere,
@@ -65,10 +71,15 @@ def tip_distance_cost(observation: Tensor, *, pole_length: float, width: float) 
         ValueError: its last axis does not have size 4, or the length or the width is not positive
             and finite.
     """
-    _check_positive("width", width)
+    widths = width if isinstance(width, Sequence) else (width,)
+    if not widths:
+        raise ValueError("width: expected at least one positive finite number, got none")
+    for one in widths:
+        _check_positive("width", one)
     squared = tip_distance_squared(observation, pole_length=pole_length)
     # expm1: near the target 1 - exp(-small) would lose every digit in float32.
-    return -torch.expm1(squared * (-0.5 / width**2))
+    costs = [-torch.expm1(squared * (-0.5 / one**2)) for one in widths]
+    return costs[0] if len(costs) == 1 else torch.stack(costs).mean(dim=0)
 
 
 def _check_observation(observation: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,18 +119,54 @@ def test_evaluation_is_reproducible_and_learns_nothing(trained: tuple[PILCO, Pat
     assert len(module.episodes) == 3
 
 
+@pytest.mark.parametrize(
+    ("patience", "successes", "expected"),
+    [
+        (1, [0, 0, 0, 0, 0], [0, 1, 2, 3]),
+        (2, [0, 0, 0, 0, 0], [0, 2]),
+        (None, [0, 0, 0, 0, 0], [0]),
+        # Of the random episode, whose success is nobody's; then of each epoch's policy.
+        (1, [1, 0, 1, 1, 0], [0, 1]),
+        (2, [0, 1, 0, 0, 0], [0, 3]),
+    ],
+)
+def test_a_policy_without_success_is_given_up(
+    patience: int | None,
+    successes: list[int],
+    expected: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outcomes = iter(successes)
+
+    def collect(env: Any, policy: Any, seed: int) -> Episode:
+        return replace(collect_episode(env, policy, seed), success=bool(next(outcomes)))
+
+    started = []
+    start_search = PILCO.start_search
+
+    def start(self: PILCO) -> None:
+        started.append(self.current_epoch)
+        start_search(self)
+
+    monkeypatch.setattr("proppo_agents.pilco.collect_episode", collect)
+    monkeypatch.setattr(PILCO, "start_search", start)
+    fit(small(patience=patience, steps=1), tmp_path, epochs=4)
+    assert started == expected
+
+
 def test_the_start_is_the_best_of_the_candidates() -> None:
     module = small(candidates=5, steps=1)
     module.collect(None)
     module.refit()
     module.manager = PropagationManager("TP")
-    module.choose_start()
+    module.start_search()
     with torch.no_grad():
-        chosen = float(module.predicted_cost())
+        chosen = float(module.predict()[0])
         others = []
         for _ in range(5):
             module.policy.load_state_dict(module._new_policy().state_dict())
-            others.append(float(module.predicted_cost()))
+            others.append(float(module.predict()[0]))
     assert chosen < max(others)
 
 
@@ -152,7 +189,7 @@ def test_the_gradient_is_that_of_the_predicted_cost() -> None:
 
         def cost() -> torch.Tensor:
             torch.manual_seed(1)
-            return module.predicted_cost()
+            return module.predict()[0]
 
         cost().backward()
         assert weights.grad is not None
@@ -172,6 +209,7 @@ def test_the_gradient_is_that_of_the_predicted_cost() -> None:
     ("changes", "told"),
     [
         ({"particles": 1}, "particles must be at least 2; got 1"),
+        ({"horizon": 24}, "horizon must be at least an episode's 25 steps; got 24"),
         ({"steps": 0}, "steps must be at least 1; got 0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive; got 0.0"),
         ({"initial_mean": (0.0,)}, "initial_mean must be 4 numbers"),
@@ -185,9 +223,26 @@ def test_wrong_arguments_are_refused(changes: dict[str, Any], told: str) -> None
         small(**changes)
 
 
+def test_predicted_returns_are_of_an_episode_whatever_the_horizon() -> None:
+    found = []
+    for horizon in (None, 30):
+        module = small(horizon=horizon)
+        module.collect(None)
+        module.refit()
+        module.manager = PropagationManager("RP")
+        torch.manual_seed(1)
+        loss, predicted_return = module.predict()
+        assert not predicted_return.requires_grad
+        found.append((float(loss), float(predicted_return)))
+    (loss, episode_return), (longer_loss, same_return) = found
+    assert episode_return == pytest.approx(25 - loss, abs=1e-4)
+    assert same_return == pytest.approx(episode_return, abs=1e-4)
+    assert longer_loss > loss
+
+
 def test_rolling_out_without_a_model_says_what_to_do() -> None:
     with pytest.raises(RuntimeError, match="refit"):
-        small().predicted_cost()
+        small().predict()
 
 
 # -- parts ---------------------------------------------------------------------------------------

@@ -131,3 +131,12 @@ def test_wrong_lengths_and_widths_are_refused(value: float) -> None:
         tip_distance_cost(state, pole_length=value, width=0.5)
     with pytest.raises(ValueError, match="width: expected a positive finite number, got"):
         tip_distance_cost(state, pole_length=0.5, width=value)
+
+
+def test_several_widths_give_the_mean_of_their_costs() -> None:
+    observation = torch.randn(7, 4, dtype=torch.float64)
+    each = [tip_distance_cost(observation, pole_length=0.5, width=w) for w in (0.1, 0.3)]
+    found = tip_distance_cost(observation, pole_length=0.5, width=(0.1, 0.3))
+    torch.testing.assert_close(found, (each[0] + each[1]) / 2)
+    with pytest.raises(ValueError, match="width"):
+        tip_distance_cost(observation, pole_length=0.5, width=())
