@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -198,6 +199,7 @@ class PILCO(pl.LightningModule):
         loss, predicted_return = self.predict()
         self._predicted.append(predicted_return)
         self.log("predicted/return", predicted_return, prog_bar=True)
+        self.log("real/return", self.trials[-1].real_return, prog_bar=True, logger=False)
         return loss
 
     def on_train_end(self) -> None:
@@ -211,25 +213,23 @@ class PILCO(pl.LightningModule):
         """Act for one episode, keep it as data, and log what came of it."""
         seed = int(torch.randint(2**31 - 1, ()))
         episode = collect_episode(self.env, policy, seed)
-        predicted = statistics.fmean(map(float, self._predicted[-10:])) if self._predicted else None
+        last = [float(value) for value in self._predicted[-10:]]
         self._predicted = []
-        r_squared = (
-            float(self.dynamics.to(episode.observations).r_squared(episode).mean())
-            if self.dynamics
-            else None
-        )
-        self.episodes.append(episode)
         trial = Trial(
             steps=self.global_step if self._trainer else 0,
-            predicted_return=predicted if policy else None,
+            predicted_return=statistics.fmean(last) if last else None,
             real_return=episode.total,
             success=episode.success,
         )
-        self.trials.append(trial)
         metrics = {"real/return": trial.real_return, "real/success": float(trial.success)}
-        if r_squared is not None:
-            metrics["dynamics/r_squared"] = r_squared
+        if self.dynamics is not None:
+            model = self.dynamics.to(episode.observations)
+            metrics["dynamics/r_squared"] = float(model.r_squared(episode).mean())
+        self.episodes.append(episode)
+        self.trials.append(trial)
         self._log_now(metrics)
+        if self._trainer is not None:
+            rank_zero_info(f"Trial {len(self.trials) - 1}: {trial}.")
         return episode
 
     def refit(self) -> None:

@@ -23,6 +23,13 @@ class Trial:
     real_return: float
     success: bool
 
+    def __str__(self) -> str:
+        """Return it in words."""
+        predicted = self.predicted_return
+        foretold = "random actions" if predicted is None else f"{predicted:.2f} was predicted"
+        end = "success" if self.success else "no success"
+        return f"return {self.real_return:.2f} ({foretold}), {end}"
+
     def state_dict(self) -> dict[str, Any]:
         """Return plain values."""
         return dict(vars(self))

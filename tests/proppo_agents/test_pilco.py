@@ -18,6 +18,7 @@ from lightning_proppo.cli import load_module
 from proppo_agents import PILCO
 from proppo_agents.dynamics import GPDynamics
 from proppo_agents.episodes import Episode, collect_episode
+from proppo_agents.trials import Trial
 
 SMALL = {"particles": 8, "steps": 3, "fit_steps": 5, "candidates": 2, "centres": 10}
 
@@ -243,6 +244,11 @@ def test_predicted_returns_are_of_an_episode_whatever_the_horizon() -> None:
 def test_rolling_out_without_a_model_says_what_to_do() -> None:
     with pytest.raises(RuntimeError, match="refit"):
         small().predict()
+
+
+def test_a_trial_says_in_words_what_came_of_it() -> None:
+    assert str(Trial(0, None, 0.5, False)) == "return 0.50 (random actions), no success"
+    assert str(Trial(9, 11.0, 12.5, True)) == "return 12.50 (11.00 was predicted), success"
 
 
 # -- parts ---------------------------------------------------------------------------------------
