@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -60,9 +61,10 @@ class PILCO(pl.LightningModule):
         learning_rate: Adam's at the start of an epoch.
         final_learning_rate: at the end of an epoch, as a fraction of ``learning_rate``.
         candidates: how many random policies a search starts from: the model's favourite of them.
-        patience: after how many epochs without a success the policy is given up, and the next
-            epoch starts from a random one again. What was learned with the first, poor models is
-            often a dead end that gradients do not lead out of. None: never.
+        patience: after how many epochs with neither a success nor a real return above all before
+            the policy is given up, and the next epoch starts from a random one again. What was
+            learned with the first, poor models is often a dead end that gradients do not lead out
+            of. None: never.
         random_episodes: how many episodes with random actions there are before the first fit.
         fit_steps: Adam's steps in fitting the model.
 
@@ -300,10 +302,15 @@ class PILCO(pl.LightningModule):
     # -- inner -------------------------------------------------------------------------------
 
     def _out_of_patience(self) -> bool:
-        since = self.trials[self._search_started :]
-        if self.patience is None or len(since) < self.patience:
+        if self.patience is None:
             return False
-        return not any(trial.success for trial in since[-self.patience :])
+        best = -math.inf
+        waited = 0
+        for index, trial in enumerate(self.trials):
+            better = trial.success or trial.real_return > best
+            waited = 0 if better or index < self._search_started else waited + 1
+            best = max(best, trial.real_return)
+        return waited >= self.patience
 
     def _log_now(self, metrics: dict[str, float]) -> None:
         # self.log would file an episode under the end of the epoch that it starts.

@@ -121,27 +121,33 @@ def test_evaluation_is_reproducible_and_learns_nothing(trained: tuple[PILCO, Pat
 
 
 @pytest.mark.parametrize(
-    ("patience", "successes", "expected"),
+    ("patience", "returns", "expected"),
     [
-        (1, [0, 0, 0, 0, 0], [0, 1, 2, 3]),
-        (2, [0, 0, 0, 0, 0], [0, 2]),
-        (None, [0, 0, 0, 0, 0], [0]),
-        # Of the random episode, whose success is nobody's; then of each epoch's policy.
-        (1, [1, 0, 1, 1, 0], [0, 1]),
-        (2, [0, 1, 0, 0, 0], [0, 3]),
+        (1, [5, 4, 3, 2, 1], [0, 1, 2, 3]),
+        (2, [5, 4, 3, 2, 1], [0, 2]),
+        (None, [5, 4, 3, 2, 1], [0]),
+        # Better than all before: it goes on; then not better any more.
+        (1, [5, 6, 7, 7, 0], [0, 3]),
+        # A success (20) goes on, though another was better.
+        (1, [5, 30, 20, 20, 0], [0]),
+        # Waiting starts anew with a new search.
+        (2, [9, 4, 3, 2, 1], [0, 2]),
     ],
 )
-def test_a_policy_without_success_is_given_up(
+def test_a_policy_that_comes_to_nothing_is_given_up(
     patience: int | None,
-    successes: list[int],
+    returns: list[int],
     expected: list[int],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    outcomes = iter(successes)
+    outcomes = iter(returns)
 
     def collect(env: Any, policy: Any, seed: int) -> Episode:
-        return replace(collect_episode(env, policy, seed), success=bool(next(outcomes)))
+        outcome = float(next(outcomes))
+        rewards = torch.tensor([outcome], dtype=torch.float64)
+        episode = collect_episode(env, policy, seed)
+        return replace(episode, rewards=rewards, success=outcome >= 20)
 
     started = []
     start_search = PILCO.start_search
