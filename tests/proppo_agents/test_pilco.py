@@ -240,7 +240,7 @@ def test_predicted_returns_are_of_an_episode_whatever_the_horizon() -> None:
         torch.manual_seed(1)
         loss, predicted_return = module.predict()
         assert not predicted_return.requires_grad
-        found.append((float(loss), float(predicted_return)))
+        found.append((float(loss.detach()), float(predicted_return)))
     (loss, episode_return), (longer_loss, same_return) = found
     assert episode_return == pytest.approx(25 - loss, abs=1e-4)
     assert same_return == pytest.approx(episode_return, abs=1e-4)
