@@ -7,8 +7,9 @@ quadrature gives exactly where that function is a polynomial (of the sine: to ro
 
 Shapes: P particles, H steps, K parameters, Q points of the quadrature, N independent estimates.
 
-The checks raise a false alarm once in a million tests: their limit is the normal quantile of that
-rate, shared among the K coordinates and two sides (Bonferroni).
+A check raises a false alarm about once in a million seeds: its limit is the normal quantile of that
+rate, shared among the K coordinates and two sides (Bonferroni), and moved by what skewness is left
+in a mean of N (Cornish-Fisher).
 """
 
 from __future__ import annotations
