@@ -17,10 +17,15 @@ from lightning_proppo.propagators.rp import RPProp
 
 
 class ResampleBase(Propagator):
-    """Fits a Gaussian to the particles and draws them anew from it, differentiably.
+    r"""Fits a Gaussian to the particles and draws them anew from it, differentiably.
 
-    Biased wherever the particles are not Gaussian: the cost's expectation is taken under the
-    fitted Gaussian.
+    Biased: the gradient is that of the costs' expectation under the fitted Gaussian N(m, S).
+
+    - Where the particles are not Gaussian this is another expectation, however many they are.
+    - Where they are Gaussian, a bias of O(1/P) is left. The new particles share the fitted mean,
+      which varies from rollout to rollout, so that their variance is in expectation
+      :math:`\Sigma / P` larger than the :math:`\Sigma` of the old ones; each further fit adds its
+      own. A linear cost's gradient is exact, a quadratic one's is that of this larger variance.
     """
 
     uses_cost_gradient = True
@@ -60,6 +65,11 @@ class ResampleProp(ComboProp, propagators=mcgrad_temp(backprop=True, base=Resamp
 
 
 class GRProp(ChainProp, propagators=ChainInit(rp=RPProp, resamp=ResampleProp)):
-    """Samples with RP, then resamples the particles from the Gaussian fitted to them."""
+    """Samples with RP, then resamples the particles from the Gaussian fitted to them.
+
+    Biased as :class:`ResampleBase` is at every step: by O(1/P) on a linear rollout with Gaussian
+    noise, and wherever nonlinear dynamics bend the particles' distribution, by what a Gaussian
+    does not follow of it.
+    """
 
     uses_cost_gradient = True
