@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from lightning_proppo.graph import vector_jacobian_product
 from lightning_proppo.per_particle import (
+    Answers,
     contributions,
     fallback,
     find_parameter_uses,
@@ -424,6 +425,23 @@ def sorted_particles() -> Graph:
     return [(rand(P, 3) * w).cumsum(0)], [w]
 
 
+def two_ways_round() -> Graph:
+    w = leaf(P)
+    hidden = rand(P, P) * w
+    return [hidden.sin() + hidden.T.cos()], [w]
+
+
+def some_rows_of_more() -> Graph:
+    w = leaf(3)
+    return [(rand(2 * P, 3) * w).gather(1, torch.randint(0, 3, (P, 3)))], [w]
+
+
+def chosen_by_a_mask() -> Graph:
+    w = leaf(2 * P)
+    mask = torch.arange(2 * P) % 2 == 0
+    return [w[mask].unsqueeze(1) * rand(P, 3)], [w]
+
+
 def in_place_on_a_view() -> Graph:
     w = leaf(3)
     x = rand(P, 3)
@@ -448,6 +466,9 @@ def custom_function() -> Graph:
         permuted_particles,
         exchanged_pairs,
         sorted_particles,
+        two_ways_round,
+        some_rows_of_more,
+        chosen_by_a_mask,
         in_place_on_a_view,
         custom_function,
     ],
@@ -466,6 +487,46 @@ def test_fallback_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contributions, "PORTION", 160)
     with pytest.warns(UserWarning, match="there is no rule"):
         compare(outputs, parameters)
+
+
+def several_kinds_of_entries() -> Graph:
+    """Two outputs that each reach some of the entries, of every kind."""
+    table, conv = double(nn.Embedding(5, 3)), double(nn.Conv1d(1, 2, 2))
+    w, v, first, second = leaf(3), leaf(3), double(nn.Linear(3, 2)), double(nn.Linear(3, 2))
+    shared = table(torch.randint(0, 5, (P, 2))).sum(1) * v.exp()
+    left = first(shared) + first(rand(P, 3)) * w.sum()
+    right = second(shared * w) + conv(shared.unsqueeze(1)).sum(2) + w[:2] * table.weight[0, 0]
+    parameters = [w, v, *first.parameters(), *second.parameters()]
+    return [left, right], [*parameters, *table.parameters(), *conv.parameters(), leaf(2)]
+
+
+@pytest.mark.parametrize("make", [normal_head, several_kinds_of_entries, batch_statistics])
+@pytest.mark.filterwarnings("ignore:there is no rule")
+def test_covariance_where_each_pull_back_reaches_some_entries(make) -> None:
+    outputs, parameters = make()
+    outputs = [outputs[0], outputs[-1].cos()] if len(outputs) > 1 else [*outputs, rand(P, 2)]
+    uses = find_parameter_uses(outputs, parameters, P)
+    sets, gradients = [], []
+    for output in outputs:
+        b = rand(*output.shape)
+        answers = vector_jacobian_product([output], [b], [*parameters, *uses.edges])
+        size = len(parameters)
+        sets.append(Answers(answers[size:], answers[:size], [output], [b]))
+        rows = []
+        for i in range(P):
+            alone = torch.zeros_like(b)
+            alone[i] = b[i]
+            found = vector_jacobian_product([output], [alone], parameters)
+            pairs = zip(parameters, found, strict=True)
+            rows.append(
+                torch.cat([(p * 0 if g is None else g).detach().flatten() for p, g in pairs])
+            )
+        gradients.append(torch.stack(rows) - torch.stack(rows).mean(0))
+    first, second = gradients
+    expected = first.square().sum(), second.square().sum(), (first * second).sum()
+    torch.testing.assert_close(tuple(uses.moments(*sets)), expected, rtol=1e-9, atol=1e-12)
+    swapped = uses.moments(*reversed(sets))
+    torch.testing.assert_close(swapped.covariance, expected[2], rtol=1e-9, atol=1e-12)
 
 
 # As many particles as features, inducing points or whatever else: shapes do not tell them apart.

@@ -298,6 +298,9 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "conv-transpose1d": lambda: Shaped(
         nn.ConvTranspose1d(2, 4, 2, stride=2, padding=1, output_padding=1, groups=2), 2, 3
     ),
+    "conv-transpose1d-longer": lambda: Shaped(
+        nn.ConvTranspose1d(2, 4, 2, dilation=2, output_padding=1), 2, 3
+    ),
     "conv-transpose2d": lambda: Shaped(nn.ConvTranspose2d(1, 3, 2, dilation=2), 1, 2, 3),
     "rnn-cell": lambda: Cell(nn.RNNCell(2, 4), 3),
     "gru-cell": lambda: Cell(nn.GRUCell(2, 4), 3),
