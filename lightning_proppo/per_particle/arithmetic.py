@@ -199,7 +199,7 @@ _add_rules(["TransposeBackward0", "TransposeBackward1"], rows.transposed, "dim0"
 _add_rules(["PermuteBackward0"], rows.permuted, "dims")
 _add_rules(["StackBackward0"], rows.stacked, "dim")
 _add_rules(["ConstantPadNdBackward0"], rows.padded, "pad")
-add_rule("RepeatBackward0", Rule(rows.repeated, _repeated, ("repeats",)))
+add_rule("RepeatBackward0", Rule(rows.repeated, _repeated))
 for _name, _trailing in _INDEPENDENT.items():
     _add_rules([_name], rows.independent_but(_trailing))
 for _name, _gradient in _SUMMED.items():

@@ -95,12 +95,11 @@ def padded(step: Step) -> Layout | Verdict:
 
 
 def repeated(step: Step) -> Layout | Verdict:
-    """Copies are put side by side; setting: repeats."""
-    repeats = step.settings[0][step.layout.axis]
+    """Copies are put side by side, which leaves an element's place modulo the size alone."""
     axis = step.layout.axis - (len(step.result) - len(step.operand))
     if axis < 0 or step.operand[axis] == 1:
         return SHARED
-    return Layout(axis, step.layout.inner) if repeats == 1 else UNKNOWN
+    return Layout(axis, step.layout.inner)
 
 
 def independent_but(trailing: int) -> RowRule:

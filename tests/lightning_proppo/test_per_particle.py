@@ -228,7 +228,9 @@ def around_a_shared_axis() -> Graph:
     x = rand(2, P, 5, 3).transpose(0, 1).reshape(P, 2, 5, 3)
     hidden = layer(x.permute(1, 0, 2, 3).reshape(2 * P * 5, 3)).tanh()  # [2 * P * 5, 4]
     apart = hidden.reshape(2, P, 5, 4).permute(1, 3, 0, 2) @ w  # [P, 4, 2, 2]
-    return [apart.flatten(1).cumsum(1)], [*layer.parameters(), w]
+    last = (rand(3, P, 2) * w[0])[torch.tensor([0, 2, 2, 1])].repeat(1, 2, 2)  # [4, 2 * P, 4]
+    last = last.reshape(4, 2, P, 4).sum(1).movedim(1, 0)
+    return [apart.flatten(1).cumsum(1), last], [*layer.parameters(), w]
 
 
 def many_axes() -> Graph:
@@ -436,6 +438,11 @@ def some_rows_of_more() -> Graph:
     return [(rand(2 * P, 3) * w).gather(1, torch.randint(0, 3, (P, 3)))], [w]
 
 
+def tiled_unevenly() -> Graph:
+    w = leaf(2)
+    return [w.exp().repeat(P).reshape(P, 2) * rand(P, 2)], [w]
+
+
 def chosen_by_a_mask() -> Graph:
     w = leaf(2 * P)
     mask = torch.arange(2 * P) % 2 == 0
@@ -468,6 +475,7 @@ def custom_function() -> Graph:
         sorted_particles,
         two_ways_round,
         some_rows_of_more,
+        tiled_unevenly,
         chosen_by_a_mask,
         in_place_on_a_view,
         custom_function,
