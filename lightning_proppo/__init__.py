@@ -9,6 +9,7 @@ from lightning_proppo.baselines import mean_baseline, no_baseline
 from lightning_proppo.callbacks import PropagationCallback
 from lightning_proppo.errors import PropagationError
 from lightning_proppo.manager import PropagationManager
+from lightning_proppo.per_particle import per_particle_rule
 from lightning_proppo.variances import expand, inverse_variance_weighting
 
 __version__ = "0.1.0"
@@ -21,4 +22,5 @@ __all__ = [
     "inverse_variance_weighting",
     "mean_baseline",
     "no_baseline",
+    "per_particle_rule",
 ]

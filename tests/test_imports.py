@@ -32,6 +32,14 @@ FORBIDDEN = {
     "lightning_proppo.containers": ("propagators", "tape", "handover", "manager"),
     "lightning_proppo.initializers": ("propagators", "tape", "handover", "manager"),
     "lightning_proppo.graph": ("containers", "propagators", "tape", "handover", "manager"),
+    "lightning_proppo.per_particle": (
+        "containers",
+        "initializers",
+        "propagators",
+        "tape",
+        "handover",
+        "manager",
+    ),
     "lightning_proppo.tape": ("propagators", "handover", "manager"),
     "lightning_proppo.propagators": ("handover", "manager"),
 }
