@@ -39,3 +39,22 @@ def check_names(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
                 f"{owner} got an unknown option {name!r}; its options are: {listed}."
                 f"{did_you_mean(name, known)}"
             )
+
+
+def check_choice(name: str, given: object, known: Iterable[str]) -> None:
+    """Raise unless an argument is one of the names that are known.
+
+    Args:
+        name: the argument's.
+        given: what came.
+        known: the names that are understood.
+
+    Raises:
+        ValueError: for anything else, with a suggestion.
+    """
+    known = list(known)
+    if given not in known:
+        raise ValueError(
+            f"{name} must be one of {', '.join(known)}; got {given!r}."
+            f"{did_you_mean(str(given), known)}"
+        )

@@ -1,4 +1,4 @@
-"""The likelihood-ratio cotangent. Functions of tensors only; P particles."""
+"""Likelihood-ratio cotangents. Functions of tensors only; P particles."""
 
 from __future__ import annotations
 
@@ -20,12 +20,46 @@ def lr_cotangent(losses: Tensor, log_prob: Tensor) -> Tensor:
     Raises:
         ValueError: if the numbers of particles differ.
     """
+    return _mean_losses(losses, log_prob).to(log_prob.dtype).expand(log_prob.shape)
+
+
+def normal_loc_cotangent(losses: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
+    r"""Return the likelihood-ratio cotangent of a normal distribution's location.
+
+    .. math:: \frac{1}{P} (L_i - b_i) \nabla_m \log \mathcal N(x_i; m, s^2)
+              = \frac{1}{P} (L_i - b_i) \frac{\varepsilon_i}{s}, \qquad x = m + s \varepsilon
+
+    Args:
+        losses: :math:`L_i - b_i`, [P, 1] or [P].
+        scale: s, [P, ...].
+        noise: :math:`\varepsilon`, of the same shape.
+
+    Returns:
+        Of the same shape.
+
+    Raises:
+        ValueError: if the numbers of particles differ.
+    """
+    return _mean_losses(losses, noise).to(noise.dtype) * (noise / scale.detach())
+
+
+def normal_scale_cotangent(losses: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
+    r"""Return the likelihood-ratio cotangent of a normal distribution's scale.
+
+    .. math:: \frac{1}{P} (L_i - b_i) \frac{\varepsilon_i^2 - 1}{s}
+
+    Arguments and errors are those of :func:`normal_loc_cotangent`.
+    """
+    return _mean_losses(losses, noise).to(noise.dtype) * ((noise * noise - 1) / scale.detach())
+
+
+def _mean_losses(losses: Tensor, like: Tensor) -> Tensor:
+    """Return losses / P, as many axes as ``like``."""
     particles = losses.shape[0]
-    if log_prob.dim() == 0 or log_prob.shape[0] != particles:
+    if like.dim() == 0 or like.shape[0] != particles:
         raise ValueError(
             f"there must be one cost for each particle; got {particles} costs for a sample whose "
-            f"log_prob has shape {list(log_prob.shape)}. Is this node left from an earlier, "
-            "abandoned rollout (call manager.reset() after one), or the batch axis not the first?"
+            f"log_prob has shape {list(like.shape)}. Is this node left from an earlier, abandoned "
+            "rollout (call manager.reset() after one), or the batch axis not the first?"
         )
-    column = losses.detach().reshape(particles, *[1] * (log_prob.dim() - 1))
-    return (column / particles).to(log_prob.dtype).expand(log_prob.shape)
+    return losses.detach().reshape(particles, *[1] * (like.dim() - 1)) / particles

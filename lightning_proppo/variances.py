@@ -53,6 +53,7 @@ def inverse_variance_weighting(
     x1: Tensor | Sequence[Tensor],
     x2: Tensor | Sequence[Tensor],
     scalar_estimate: bool = True,
+    with_covariance: bool = False,
 ) -> tuple[Tensor, Tensor]:
     r"""Weigh two estimators by the inverse of their summed variance (Appendix A.2).
 
@@ -64,6 +65,8 @@ def inverse_variance_weighting(
         x2: those of the second, of the same shapes.
         scalar_estimate: one weight for all; False for a weight for each coordinate (only where
             ``x1`` and ``x2`` are one tensor each).
+        with_covariance: weights of least variance where the estimators are correlated, as those
+            of the same samples are; see :func:`weights_from_variances`.
 
     Returns:
         The weights k_1 and k_2, which are finite and sum to one. An estimator whose variance is
@@ -95,28 +98,53 @@ def inverse_variance_weighting(
     # One scale for both keeps the squares from overflowing and leaves their ratio alone.
     scale = torch.maximum(torch.nan_to_num(c1, 0.0, 0.0), torch.nan_to_num(c2, 0.0, 0.0))
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    d1, d2 = [d / scale for d in d1], [d / scale for d in d2]
+    pairs = [(d1, d1), (d2, d2)] + ([(d1, d2)] if with_covariance else [])
     if scalar_estimate:
-        v1 = torch.stack([((d / scale) ** 2).sum() for d in d1]).sum()
-        v2 = torch.stack([((d / scale) ** 2).sum() for d in d2]).sum()
+        products = [
+            torch.stack([(a * b).sum() for a, b in zip(*pair, strict=True)]).sum() for pair in pairs
+        ]
     else:
-        v1, v2 = ((d1[0] / scale) ** 2).sum(0), ((d2[0] / scale) ** 2).sum(0)
-    return weights_from_variances(v1, v2)
+        products = [(a[0] * b[0]).sum(0) for a, b in pairs]
+    return weights_from_variances(*products)
 
 
-def weights_from_variances(v1: Tensor, v2: Tensor) -> tuple[Tensor, Tensor]:
-    """Return inverse-variance weights of two (non-negative) variances of any equal shape.
+def weights_from_variances(
+    v1: Tensor, v2: Tensor, covariance: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Return the weights of least variance for two (non-negative) variances of any equal shape.
 
-    The weights are finite and sum to one; see :func:`inverse_variance_weighting`.
+    .. math:: k_1 = \frac{V_2 - C}{V_1 + V_2 - 2C}
+
+    limited to [0, 1].
+
+    Args:
+        v1: the variance of the first estimator.
+        v2: that of the second.
+        covariance: C; None counts as zero, which gives inverse-variance weights.
+
+    Returns:
+        Finite weights that sum to one; see :func:`inverse_variance_weighting`.
     """
     finite1, finite2 = torch.isfinite(v1), torch.isfinite(v2)
     a, b = torch.where(finite1, v1, 0.0), torch.where(finite2, v2, 0.0)
     top = torch.maximum(a, b)
     top = torch.where(top > 0, top, torch.ones_like(top))
     a, b = a / top, b / top
+    if covariance is not None:
+        # Rounding of large variances must not make a covariance that cannot be.
+        bound = (a * b).sqrt()
+        c = torch.where(finite1 & finite2, covariance / top, 0.0).clamp(-bound, bound)
+        a, b = (a - c).clamp_min(0.0), (b - c).clamp_min(0.0)
     total = a + b
     k1 = torch.where(total > 0, b / torch.where(total > 0, total, torch.ones_like(total)), 0.5)
     k1 = torch.where(finite1 & finite2, k1, torch.where(finite2, 0.0, 1.0).to(k1.dtype))
     return k1, 1.0 - k1
+
+
+def scaled(k: Tensor, x: Tensor) -> Tensor:
+    """Return ``k * x``, where a weight of zero silences values that are not finite."""
+    return torch.where(k == 0, torch.zeros_like(x), k.to(x.dtype) * x)
 
 
 def mix(k1: Tensor, x1: Tensor | None, k2: Tensor, x2: Tensor | None) -> Tensor | None:
@@ -124,11 +152,6 @@ def mix(k1: Tensor, x1: Tensor | None, k2: Tensor, x2: Tensor | None) -> Tensor 
 
     ``None`` counts as zero.
     """
-    parts = [
-        torch.where(k == 0, torch.zeros_like(x), k.to(x.dtype) * x)
-        for k, x in ((k1, x1), (k2, x2))
-        if x is not None
-    ]
-    if not parts:
-        return None
-    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+    if x1 is None:
+        return None if x2 is None else scaled(k2, x2)
+    return scaled(k1, x1) if x2 is None else scaled(k1, x1) + scaled(k2, x2)

@@ -3,6 +3,7 @@
 from lightning_proppo.propagators.backprop import BackPropagator
 from lightning_proppo.propagators.base import ComboProp, Propagator, SequenceProp
 from lightning_proppo.propagators.baseline import BaselineProp, mcgrad_temp
+from lightning_proppo.propagators.biw import BIWBase, BIWProp
 from lightning_proppo.propagators.chain import ChainProp
 from lightning_proppo.propagators.loss import GSLossBase, LossBase, LossProp
 from lightning_proppo.propagators.lr import LRBase, LRProp
@@ -11,9 +12,11 @@ from lightning_proppo.propagators.plumbing import PauseBase, PauseProp, SkipProp
 from lightning_proppo.propagators.resample import GRProp, ResampleBase, ResampleProp
 from lightning_proppo.propagators.rp import RPBase, RPProp
 from lightning_proppo.propagators.shaping import GaussShapeBase, GSLoss, GSProp
-from lightning_proppo.propagators.tp import TotalProp, TPBase
+from lightning_proppo.propagators.tp import TotalProp, TPBase, TPXProp
 
 __all__ = [
+    "BIWBase",
+    "BIWProp",
     "BackPropagator",
     "BaselineProp",
     "ChainProp",
@@ -38,6 +41,7 @@ __all__ = [
     "SkipProp",
     "SumBase",
     "TPBase",
+    "TPXProp",
     "TotalProp",
     "estimator_names",
     "make_estimator",

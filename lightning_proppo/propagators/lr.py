@@ -10,6 +10,7 @@ from lightning_proppo.graph import cut
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
 from lightning_proppo.propagators.loss import LossProp
+from lightning_proppo.propagators.normal import check_noise, draw_normal
 from lightning_proppo.propagators.sampling import (
     DistParams,
     log_density,
@@ -40,6 +41,7 @@ class LRBase(Propagator):
         dist_class: Any = None,
         dist_params: DistParams | None = None,
         requires_grad: bool = False,
+        noise: str = "independent",
     ) -> Any:
         """Draw a sample [P, ...] and keep its log-density.
 
@@ -50,13 +52,20 @@ class LRBase(Propagator):
             dist_class: the noise's distribution, with ``dist_params``.
             dist_params: its arguments.
             requires_grad: let the sample collect a cotangent, for propagators built on this one.
+            noise: ``"independent"`` or ``"quasi-random"``
+                (:func:`~lightning_proppo.quasi.quasi_random_normal`; for normal samples).
 
         Raises:
             TypeError: if the distribution is not described.
+            ValueError: for an unknown noise.
         """
         del node
         dist = make_distribution(x, dist, dist_class, dist_params, "LR")
-        sample = plain_sample(dist, x)
+        check_noise(noise, dist)
+        if noise == "independent":
+            sample = plain_sample(dist, x)
+        else:
+            sample = draw_normal(dist, x, noise).sample
         return {
             "output": cut(sample, requires_grad),
             "log_prob": log_density(dist, sample, x),

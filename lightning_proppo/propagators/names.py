@@ -6,18 +6,23 @@ from collections.abc import Callable
 
 from lightning_proppo.errors import did_you_mean
 from lightning_proppo.propagators.base import Propagator
+from lightning_proppo.propagators.biw import BIWProp
 from lightning_proppo.propagators.lr import LRProp
 from lightning_proppo.propagators.resample import GRProp
 from lightning_proppo.propagators.rp import RPProp
 from lightning_proppo.propagators.shaping import GSLoss
-from lightning_proppo.propagators.tp import TotalProp
+from lightning_proppo.propagators.tp import TotalProp, TPXProp
 
 # Name -> makers of the propagator for samples and of the one for losses (None: the former's own).
 _ESTIMATORS: dict[str, tuple[Callable[[], Propagator], Callable[[], Propagator] | None]] = {
     # Nothing needs the graph cut: PyTorch may propagate through the whole rollout by itself.
     "RP": (lambda: RPProp(detach=False), None),
     "LR": (LRProp, None),
+    "BIW": (BIWProp, None),
     "TP": (TotalProp, None),
+    "TPX": (TPXProp, None),
+    "TP+BIW": (lambda: TotalProp(share="likelihoods"), None),
+    "TP+MESH": (lambda: TotalProp(share="mesh", group_size=20), None),
     "GR": (GRProp, None),
     "GS": (LRProp, GSLoss),
     "TP+GS": (TotalProp, GSLoss),
@@ -32,9 +37,11 @@ def estimator_names() -> list[str]:
 def make_estimator(name: str) -> tuple[Propagator, Propagator]:
     """Return new propagators for samples and for losses.
 
-    ``"RP"`` reparameterization, ``"LR"`` likelihood ratio, ``"TP"`` total propagation, ``"GR"``
-    Gaussian resampling, ``"GS"`` likelihood ratio with Gaussian-shaped losses, ``"TP+GS"`` total
-    propagation with the same.
+    ``"RP"`` reparameterization; ``"LR"`` likelihood ratio; ``"BIW"`` batch importance weighted LR;
+    ``"TP"`` total propagation; ``"TPX"`` the same, weighted at the samples; ``"TP+BIW"`` total
+    propagation with batch importance weighted LR; ``"TP+MESH"`` the same, with later costs shared
+    among neighbours too; ``"GR"`` Gaussian resampling; ``"GS"`` likelihood ratio with
+    Gaussian-shaped losses; ``"TP+GS"`` total propagation with the same.
 
     Raises:
         ValueError: for an unknown name.

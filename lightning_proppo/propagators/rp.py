@@ -7,6 +7,7 @@ from typing import Any
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
 from lightning_proppo.propagators.loss import LossProp
+from lightning_proppo.propagators.normal import check_noise, draw_normal
 from lightning_proppo.propagators.plumbing import detached_output, gradient_message
 from lightning_proppo.propagators.sampling import (
     DistParams,
@@ -35,6 +36,7 @@ class RPBase(Propagator):
         dist_class: Any = None,
         dist_params: DistParams | None = None,
         detach: bool = True,
+        noise: str = "independent",
     ) -> Any:
         """Draw a sample [P, ...].
 
@@ -45,14 +47,21 @@ class RPBase(Propagator):
             dist_class: the noise's distribution, with ``dist_params``.
             dist_params: its arguments.
             detach: cut the graph here; False leaves it to PyTorch and makes no node.
+            noise: ``"independent"`` or ``"quasi-random"``
+                (:func:`~lightning_proppo.quasi.quasi_random_normal`; for normal samples).
 
         Raises:
             TypeError: if the distribution has no ``rsample``, or is not described.
+            ValueError: for an unknown noise.
         """
         del node
         dist = make_distribution(x, dist, dist_class, dist_params, "RP")
         require_rsample(dist, "RP")
-        sample = reparameterized_sample(dist, x)
+        check_noise(noise, dist)
+        if noise == "independent":
+            sample = reparameterized_sample(dist, x)
+        else:
+            sample = draw_normal(dist, x, noise).path()
         return detached_output(sample) if detach else {"output": sample, "register_node": False}
 
     def backward_impl(self, node: Any, message: Any) -> Any:

@@ -91,7 +91,7 @@ def reparameterized_sample(dist: Distribution, x: Tensor | None) -> Tensor:
     Raises:
         ValueError: if the particles have not each their own noise.
     """
-    return _centred_at(x, dist.rsample(), dist)
+    return centred_at(x, dist.rsample(), dist)
 
 
 def plain_sample(dist: Distribution, x: Tensor | None) -> Tensor:
@@ -101,10 +101,10 @@ def plain_sample(dist: Distribution, x: Tensor | None) -> Tensor:
         ValueError: if the particles have not each their own noise.
     """
     with torch.no_grad():
-        return _centred_at(x, dist.sample(), dist)
+        return centred_at(x, dist.sample(), dist)
 
 
-def _centred_at(x: Tensor | None, noise: Tensor, dist: Distribution) -> Tensor:
+def centred_at(x: Tensor | None, noise: Tensor, dist: Distribution) -> Tensor:
     """Return ``noise`` around ``x``, if each particle has noise of its own.
 
     Particles that share their noise would make a leave-one-out baseline and the variances of

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_proppo.containers import Listed
-from lightning_proppo.errors import did_you_mean
-from lightning_proppo.estimators import lr_cotangent
+from lightning_proppo.errors import check_choice
 from lightning_proppo.graph import (
     LeafIndex,
     active_pullback,
@@ -18,11 +17,20 @@ from lightning_proppo.graph import (
     is_cut,
     vector_jacobian_product,
 )
-from lightning_proppo.per_particle import find_parameter_uses
+from lightning_proppo.per_particle import Answers, ParameterUses, find_parameter_uses
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
+from lightning_proppo.propagators.biw import check_sharing, share_backward
 from lightning_proppo.propagators.loss import LossProp
 from lightning_proppo.propagators.lr import message_loss
+from lightning_proppo.propagators.normal import NormalDraw, check_noise, draw_normal, normal_base
+from lightning_proppo.propagators.pathways import (
+    Pathway,
+    lr_pathway,
+    normal_lr_pathway,
+    normal_rp_pathway,
+    rp_pathway,
+)
 from lightning_proppo.propagators.sampling import (
     DistParams,
     log_density,
@@ -30,47 +38,16 @@ from lightning_proppo.propagators.sampling import (
     reparameterized_sample,
     require_rsample,
 )
-from lightning_proppo.variances import inverse_variance_weighting, mix, weights_from_variances
+from lightning_proppo.propagators.targets import Target, check_expanded, check_target
+from lightning_proppo.variances import (
+    inverse_variance_weighting,
+    mix,
+    scaled,
+    weights_from_variances,
+)
 
-Target = str | nn.Module | Tensor | Sequence[Tensor]
 Weights = tuple[Tensor, Tensor]
-
-
-def check_target(ivw_target: Any) -> str | list[Tensor]:
-    """Return the target as ``"parameters"``, ``"node"`` or a list of tensors.
-
-    Raises:
-        TypeError: for anything that is no target.
-        ValueError: for an unknown name, or a module or list without tensors.
-    """
-    if isinstance(ivw_target, str):
-        names = ("parameters", "node")
-        if ivw_target not in names:
-            raise ValueError(
-                f"ivw_target must be one of {', '.join(names)}, a module, or tensors; got "
-                f"{ivw_target!r}.{did_you_mean(ivw_target, names)}"
-            )
-        return ivw_target
-    if isinstance(ivw_target, nn.Module):
-        targets: list[Tensor] = [p for p in ivw_target.parameters() if p.requires_grad]
-    elif isinstance(ivw_target, Tensor):
-        targets = [ivw_target]
-    elif isinstance(ivw_target, (list, tuple)):
-        targets = list(ivw_target)
-    else:
-        raise TypeError(
-            "ivw_target must be 'parameters', 'node', a module, a tensor or a list of tensors; "
-            f"got {type(ivw_target).__name__}."
-        )
-    for target in targets:
-        if not isinstance(target, Tensor) or not target.requires_grad:
-            came = (
-                "one that does not" if isinstance(target, Tensor) else f"a {type(target).__name__}"
-            )
-            raise TypeError(f"ivw_target's tensors must require a gradient; got {came}.")
-    if not targets:
-        raise ValueError("ivw_target must have at least one tensor that requires a gradient.")
-    return targets
+WEIGHTINGS = ("inverse-variance", "covariance", "cross-fitted")
 
 
 class TPBase(Propagator):
@@ -81,7 +58,7 @@ class TPBase(Propagator):
 
     What has been mixed is propagated further back, so that an RP part which has become noise is
     left behind at the node where it did. The weights are computed from the particles that they
-    weigh, which biases the estimate by O(1/P).
+    weigh, which biases the estimate by O(1/P); see ``weighting``.
 
     Args:
         var_weighting_func: a function of two lists of per-particle gradients [P, ...] that returns
@@ -110,8 +87,12 @@ class TPBase(Propagator):
         dist_params: DistParams | None = None,
         ivw_target: Target = "parameters",
         k_interval: int = 1,
+        weighting: str = "inverse-variance",
+        share: str | None = None,
+        group_size: int | None = None,
+        noise: str = "independent",
     ) -> Any:
-        """Draw a sample [P, ...], keeping its path and its log-density.
+        """Draw a sample [P, ...], keeping what LR and RP need to reach its distribution.
 
         Args:
             x: the state to add noise to, or None with ``dist``.
@@ -123,26 +104,56 @@ class TPBase(Propagator):
                 before this sample reaches (its incoming samples where it reaches none);
                 a module or parameters, some of them; tensors expanded over the particles, [P, ...]
                 each; ``"node"``, this sample itself, one weight for each coordinate (cheapest;
-                one weight for all coordinates that share a log-density).
+                one weight for all coordinates that share a log-density, but for normal ones).
             k_interval: weights are computed at every ``k_interval``-th node only, counted from
                 the last, and kept in between.
+            weighting: ``"inverse-variance"``; ``"covariance"``, the weights of least variance for
+                estimates that are correlated, as LR's and RP's of the same samples are;
+                ``"cross-fitted"``, inverse variances of the other half of the particles, which
+                bias nothing at this sample (halves still meet in the weights of later samples),
+                but do not shield against outliers that only one half has.
+            share: None; ``"likelihoods"``, LR is the batch importance weighted one (see
+                :class:`~lightning_proppo.propagators.biw.BIWBase`); ``"mesh"``, that, with later
+                costs shared too. For normal samples.
+            group_size: particles share in groups of at most so many neighbours; None: all.
+            noise: ``"independent"`` or ``"quasi-random"``
+                (:func:`~lightning_proppo.quasi.quasi_random_normal`; for normal samples).
 
         Raises:
             TypeError: if the distribution has no ``rsample`` or is not described, or for a wrong
-                target.
-            ValueError: for a wrong target or interval.
+                target, or if it is not normal where that is asked for.
+            ValueError: for a wrong target, interval or name.
         """
         del node
         if not isinstance(k_interval, int) or k_interval < 1:
             raise ValueError(f"k_interval must be an int of at least 1; got {k_interval!r}.")
         target = check_target(ivw_target)
-        if isinstance(target, str) and self.var_weighting_func is not inverse_variance_weighting:
+        check_choice("weighting", weighting, WEIGHTINGS)
+        own_function = self.var_weighting_func is not inverse_variance_weighting
+        if own_function and (isinstance(target, str) or weighting != "inverse-variance"):
             raise TypeError(
-                "var_weighting_func weighs per-particle gradients, so ivw_target must be tensors "
-                f"expanded over the particles; got {ivw_target!r}."
+                "var_weighting_func weighs per-particle gradients, so weighting must be left as "
+                "it is and ivw_target must be tensors expanded over the particles; got "
+                f"{ivw_target!r}, and weighting={weighting!r}."
             )
         dist = make_distribution(x, dist, dist_class, dist_params, "TP")
         require_rsample(dist, "TP")
+        check_noise(noise, dist)
+        check_sharing(share, group_size, dist)
+        if share is not None and weighting == "cross-fitted":
+            raise ValueError(
+                f"weighting='cross-fitted' needs particles that do not share; got share={share!r}."
+            )
+        contents = {
+            "ivw_target": target,
+            "k_interval": k_interval,
+            "weighting": weighting,
+            "register_node": True,
+        }
+        if normal_base(dist) is not None:
+            draw = draw_normal(dist, x, noise)
+            sharing = {"share": share, "group_size": group_size}
+            return {"output": cut(draw.sample), **draw.contents(), **sharing, **contents}
         sample = reparameterized_sample(dist, x)
         return {
             "output": cut(sample),
@@ -150,9 +161,7 @@ class TPBase(Propagator):
             "log_prob": log_density(dist, sample, x),
             "dist": dist,
             "offset": x,
-            "ivw_target": target,
-            "k_interval": k_interval,
-            "register_node": True,
+            **contents,
         }
 
     # Else the particles' contributions, which are products with the segment's own tensors, would
@@ -163,85 +172,82 @@ class TPBase(Propagator):
         losses = message_loss(message)
         if losses is None:  # no cost follows this sample
             return {}
+        sent: dict[str, Any] = {}
+        cotangent = node["output"].grad
+        if cotangent is None:
+            cotangent = torch.zeros_like(node["output"])
+        if "noise" in node:
+            draw = NormalDraw.of(node)
+            if node["share"] is not None:
+                losses = message["local_loss"]
+                lr, sent = share_backward(draw, losses, node["share"], node["group_size"])
+            else:
+                lr = normal_lr_pathway(draw, losses)
+            rp = normal_rp_pathway(draw, cotangent)
+        else:
+            lr = lr_pathway(node["log_prob"], losses)
+            rp = rp_pathway(node["pre_output"], cotangent)
         counter = message.get("k_counter", 0)
         kept = message.get("k_lr_k_rp") if counter % node["k_interval"] else None
-        output, log_prob = node["pre_output"], node["log_prob"]
-        lr = lr_cotangent(losses, log_prob)
-        rp = node["output"].grad
-        if rp is None:
-            rp = torch.zeros_like(output)
+        kept = [kept] if isinstance(kept, tuple) else kept
         if node["ivw_target"] == "node":
-            weights = kept or _weights_at_node(node, lr, rp)
-            sent = _mixed_cotangents(weights, log_prob, lr, output, rp)
+            weights = kept or [_weights_at_node(node, lr, rp)]
+            sent.update(_mixed_cotangents(weights[0], lr, rp))
         else:
-            weights, sent = self._mixed_gradients(node, kept, lr, rp)
+            weights, mixed = self._mixed_gradients(node, kept, lr, rp)
+            sent.update(mixed)
         pullback = active_pullback()
         if pullback is not None:
-            pullback.note("lr_weight", weights[0].float().mean())
-        return {**sent, "k_counter": counter + 1, "k_lr_k_rp": weights}
+            mean = torch.stack([k_lr.float().mean() for k_lr, _ in weights]).mean()
+            pullback.note("lr_weight", mean)
+        return {**sent, "k_counter": counter + 1, "k_lr_k_rp": _one_or_all(weights)}
 
     def loss_propagator(self) -> Propagator:
         """Return a loss without baseline: the samples subtract their own."""
         return LossProp(baseline=False)
 
     def _mixed_gradients(
-        self, node: Any, kept: Weights | None, lr: Tensor, rp: Tensor
-    ) -> tuple[Weights, dict[str, Any]]:
-        """Pull both cotangents back once, and mix what arrives at the segment's leaves."""
-        output, log_prob = node["pre_output"], node["log_prob"]
+        self, node: Any, kept: list[Weights] | None, lr: Pathway, rp: Pathway
+    ) -> tuple[list[Weights], dict[str, Any]]:
+        """Pull both ways' cotangents back, and mix what arrives at the segment's leaves.
+
+        With cross-fitting each half of the particles is pulled back by itself.
+        """
         pullback = active_pullback()
         index = pullback.index if pullback is not None else LeafIndex()
-        leaves = index.leaves([log_prob, output])
-        target = node["ivw_target"]
-        particles = lr.shape[0]
-        if target == "parameters":
-            parameters = [leaf for leaf in leaves if not is_cut(leaf)]
-            expanded = [] if parameters else [leaf for leaf in leaves if is_cut(leaf)]
-        else:
-            parameters = [t for t in target if t.is_leaf and not is_cut(t)]
-            expanded = [t for t in target if not (t.is_leaf and not is_cut(t))]
-            _check_expanded(expanded, particles)
-        if parameters and (expanded or self.var_weighting_func is not inverse_variance_weighting):
-            raise TypeError(
-                "ivw_target must be either parameters or tensors expanded over the particles "
-                "(for a var_weighting_func, the latter); got a parameter of shape "
-                f"{list(parameters[0].shape)} among them. Expand it with lightning_proppo.expand."
-            )
-        uses = None
-        if kept is None and parameters:
-            uses = find_parameter_uses([log_prob, output], parameters, particles)
-        edges = uses.edges if uses is not None else []
+        outputs = _distinct([*lr.outputs, *rp.outputs])
+        leaves = index.leaves(outputs)
+        particles = lr.cotangents[0].shape[0]
+        parameters, expanded = self._compared(node["ivw_target"], leaves, particles)
+        uses = find_parameter_uses(outputs, parameters, particles) if not kept else None
+        edges = uses.edges if uses is not None and parameters else []
         inputs = [*leaves, *parameters, *expanded, *edges]
-        lr_answers = vector_jacobian_product([log_prob], [lr], inputs)
-        rp_answers = vector_jacobian_product([output], [rp], inputs)
-        first, second = len(leaves), len(leaves) + len(parameters)
-        third = second + len(expanded)
-        if kept is not None:
-            weights = kept
-        elif uses is not None:
-            weights = weights_from_variances(
-                *(
-                    uses.variance(answers[third:], answers[first:second], [pulled], [cotangent])
-                    for answers, pulled, cotangent in (
-                        (lr_answers, log_prob, lr),
-                        (rp_answers, output, rp),
-                    )
+        parts = [None] if node["weighting"] != "cross-fitted" else _halves(lr.cotangents[0])
+        lr_gradients, rp_gradients, weights = [], [], []
+        for part in parts:
+            answers = [
+                _split(
+                    vector_jacobian_product(way.outputs, _rows(way.independent, part), inputs),
+                    (len(leaves), len(parameters), len(expanded)),
                 )
-            )
-        elif expanded:
-            pairs = [
-                (a, b)
-                for a, b in zip(lr_answers[second:third], rp_answers[second:third], strict=True)
-                if a is not None or b is not None
+                for way in (lr, rp)
             ]
-            weights = self._weigh(pairs, lr)
-        else:
-            weights = self._weigh([], lr)
-        mixed = [
-            (leaf, mix(weights[0], a, weights[1], b))
-            for leaf, a, b in zip(leaves, lr_answers[:first], rp_answers[:first], strict=True)
-        ]
-        arrived = [(leaf, gradient) for leaf, gradient in mixed if gradient is not None]
+            if not kept:
+                weights.append(self._weigh(node, uses, lr, rp, answers, part))
+            lr_gradients.append(answers[0][0])
+            rp_gradients.append(answers[1][0])
+        weights = kept or weights
+        if lr.contributions is not None:  # they have told the variance; this is the gradient
+            lr_gradients = [vector_jacobian_product(lr.outputs, lr.cotangents, leaves)]
+        arrived: list[tuple[Tensor, Tensor]] = []
+        # What one half has told decides about the other.
+        for (k_lr, k_rp), of_lr, of_rp in zip(
+            reversed(weights), lr_gradients, rp_gradients, strict=True
+        ):
+            for leaf, a, b in zip(leaves, of_lr, of_rp, strict=True):
+                gradient = mix(k_lr, a, k_rp, b)
+                if gradient is not None:
+                    arrived.append((leaf, gradient))
         if not arrived:
             return weights, {}
         # The leaves themselves are sent, with their gradients: nothing is pulled back again.
@@ -250,19 +256,123 @@ class TPBase(Propagator):
             "grads": Listed(*[gradient for _, gradient in arrived]),
         }
 
-    def _weigh(self, pairs: Sequence[tuple[Tensor | None, Tensor | None]], lr: Tensor) -> Weights:
+    def _compared(
+        self, target: Any, leaves: Sequence[Tensor], particles: int
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the parameters, or else the tensors with particles, where variances are compared.
+
+        Raises:
+            TypeError: for a mixture of both.
+        """
+        if target == "parameters":
+            parameters = [leaf for leaf in leaves if not is_cut(leaf)]
+            return parameters, [] if parameters else list(leaves)
+        parameters = [t for t in target if t.is_leaf and not is_cut(t)]
+        expanded = [t for t in target if not (t.is_leaf and not is_cut(t))]
+        check_expanded(expanded, particles)
+        if parameters and (expanded or self.var_weighting_func is not inverse_variance_weighting):
+            raise TypeError(
+                "ivw_target must be either parameters or tensors expanded over the particles "
+                "(for a var_weighting_func, the latter); got a parameter of shape "
+                f"{list(parameters[0].shape)} among them. Expand it with lightning_proppo.expand."
+            )
+        return parameters, expanded
+
+    def _weigh(
+        self,
+        node: Any,
+        uses: ParameterUses | None,
+        lr: Pathway,
+        rp: Pathway,
+        answers: Sequence[Sequence[Sequence[Tensor | None]]],
+        part: Tensor | None,
+    ) -> Weights:
+        """Return weights from what autograd gave for LR and for RP: (leaves, ..., edges) each."""
+        (_, lr_totals, lr_expanded, lr_edges), (_, rp_totals, rp_expanded, rp_edges) = answers
+        with_covariance = node["weighting"] == "covariance"
+        if uses is not None and uses.parameters:
+            first = Answers(lr_edges, lr_totals, lr.outputs, _rows(lr.independent, part))
+            second = Answers(rp_edges, rp_totals, rp.outputs, _rows(rp.independent, part))
+            moments = uses.moments(first, second)
+            if part is not None:
+                return weights_from_variances(
+                    moments.first + _centring(lr_totals, part),
+                    moments.second + _centring(rp_totals, part),
+                )
+            covariance = moments.covariance if with_covariance else None
+            return weights_from_variances(moments.first, moments.second, covariance)
+        pairs = [
+            _filled(a, b)
+            for a, b in zip(lr_expanded, rp_expanded, strict=True)
+            if a is not None or b is not None
+        ]
         if not pairs:  # nothing that is compared depends on this sample
-            half = torch.full((), 0.5, dtype=lr.dtype, device=lr.device)
+            half = torch.full((), 0.5, dtype=torch.float64, device=lr.cotangents[0].device)
             return half, half
-        lr_gradients: list[Tensor] = []
-        rp_gradients: list[Tensor] = []
-        for a, b in pairs:
-            like = a if a is not None else b
-            if like is None:
-                continue
-            lr_gradients.append(torch.zeros_like(like) if a is None else a)
-            rp_gradients.append(torch.zeros_like(like) if b is None else b)
-        return _check_weights(self.var_weighting_func(lr_gradients, rp_gradients), lr)
+        first_gradients, second_gradients = (
+            [g if part is None else g[part] for g in gradients]
+            for gradients in zip(*pairs, strict=True)
+        )
+        if self.var_weighting_func is inverse_variance_weighting:
+            return inverse_variance_weighting(
+                first_gradients, second_gradients, with_covariance=with_covariance
+            )
+        return _check_weights(
+            self.var_weighting_func(first_gradients, second_gradients), lr.cotangents[0]
+        )
+
+
+def _one_or_all(weights: list[Weights]) -> Weights | list[Weights]:
+    """Return the pair of weights itself, as the paper's message has it, unless there are more."""
+    return weights[0] if len(weights) == 1 else weights
+
+
+def _distinct(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return list({id(tensor): tensor for tensor in tensors}.values())
+
+
+def _split(answers: Sequence[Any], sizes: Sequence[int]) -> list[Sequence[Any]]:
+    """Cut a list into parts of these sizes and the rest."""
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(answers[start : start + size])
+        start += size
+    return [*parts, answers[start:]]
+
+
+def _halves(like: Tensor) -> list[Tensor]:
+    """Return two masks [P] of every other particle."""
+    even = torch.arange(like.shape[0], device=like.device) % 2 == 0
+    return [even, ~even]
+
+
+def _rows(cotangents: Sequence[Tensor], part: Tensor | None) -> list[Tensor]:
+    """Return cotangents [P, ...] with zeros outside a part of the particles."""
+    if part is None:
+        return list(cotangents)
+    return [
+        torch.where(part.reshape(-1, *[1] * (c.dim() - 1)), c, torch.zeros_like(c))
+        for c in cotangents
+    ]
+
+
+def _centring(totals: Sequence[Tensor | None], part: Tensor) -> Tensor:
+    """Return what turns squares about the mean of P numbers into those about the mean of a part.
+
+    The numbers outside the part are zeros.
+    """
+    squares = [total.double().square().sum() for total in totals if total is not None]
+    whole, members = part.shape[0], part.sum()
+    return torch.stack(squares).sum() * (1 / whole - 1 / members) if squares else part.sum() * 0.0
+
+
+def _filled(a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return both, with zeros for one that is missing."""
+    if a is None and b is not None:
+        return torch.zeros_like(b), b
+    if b is None and a is not None:
+        return a, torch.zeros_like(a)
+    return a, b  # type: ignore[return-value]
 
 
 def _check_weights(weights: Any, like: Tensor) -> Weights:
@@ -281,43 +391,45 @@ def _check_weights(weights: Any, like: Tensor) -> Weights:
     return first, second
 
 
-def _check_expanded(targets: Sequence[Tensor], particles: int) -> None:
-    for target in targets:
-        if target.dim() == 0 or target.shape[0] != particles:
-            raise ValueError(
-                "ivw_target's tensors must be expanded over the particles (or be parameters); "
-                f"with {particles} particles, got shape {list(target.shape)}. Make it with "
-                "lightning_proppo.expand(parameter, particles)."
-            )
-
-
-def _weights_at_node(node: Any, lr: Tensor, rp: Tensor) -> Weights:
+def _weights_at_node(node: Any, lr: Pathway, rp: Pathway) -> Weights:
     r"""Weigh at the sample itself: LR's gradient with respect to its location against RP's.
 
-    With :math:`\nabla_{loc} \log p(x) = -\nabla_x \log p(x)`, exact for location families.
+    In general with :math:`\nabla_{loc} \log p(x) = -\nabla_x \log p(x)`, exact for location
+    families.
     """
-    sample = node["output"].detach().requires_grad_()
-    offset = node["offset"]
-    with torch.enable_grad():
-        log_prob = node["dist"].log_prob(sample if offset is None else sample - offset.detach())
-    (score,) = torch.autograd.grad([log_prob], [sample], [lr])
-    coordinatewise = lr.shape == rp.shape
-    return inverse_variance_weighting(-score, rp, scalar_estimate=not coordinatewise)
-
-
-def _mixed_cotangents(
-    weights: Weights, log_prob: Tensor, lr: Tensor, output: Tensor, rp: Tensor
-) -> dict[str, Any]:
-    """Send both tensors with weighted cotangents, to be pulled back together."""
-    zero = torch.zeros((), dtype=rp.dtype, device=rp.device)
-    k_lr, k_rp = (w.to(rp.dtype) for w in weights)
-    return {
-        "outputs": Listed(log_prob, output),
-        "grads": Listed(
-            torch.where(k_lr == 0, zero, k_lr * lr).expand(lr.shape),
-            torch.where(k_rp == 0, zero, k_rp * rp).expand(rp.shape),
-        ),
+    first, second = lr.independent[0], rp.independent[0]
+    if "noise" not in node:
+        sample, offset = node["output"].detach().requires_grad_(), node["offset"]
+        with torch.enable_grad():
+            log_prob = node["dist"].log_prob(sample if offset is None else sample - offset.detach())
+        (score,) = torch.autograd.grad([log_prob], [sample], [first])
+        coordinatewise, first = first.shape == second.shape, -score
+    else:
+        coordinatewise = True
+    options = {
+        "scalar_estimate": not coordinatewise,
+        "with_covariance": node["weighting"] == "covariance",
     }
+    if node["weighting"] != "cross-fitted":
+        return inverse_variance_weighting(first, second, **options)
+    even, odd = _halves(first)
+    by_half = [inverse_variance_weighting(first[h], second[h], **options) for h in (odd, even)]
+    mask = even.reshape(-1, *[1] * (second.dim() - 1))
+    k_lr, k_rp = (torch.where(mask, a, b) for a, b in zip(*by_half, strict=True))
+    return k_lr, k_rp
+
+
+def _mixed_cotangents(weights: Weights, lr: Pathway, rp: Pathway) -> dict[str, Any]:
+    """Send the tensors of both ways with weighted cotangents, to be pulled back together."""
+    k_lr, k_rp = weights
+    outputs = [*lr.outputs, *rp.outputs]
+    grads = [
+        # A weight for each half of the particles may have axes of one element to spare.
+        scaled(k.reshape(k.shape[: cotangent.dim()]), cotangent).expand(cotangent.shape)
+        for k, way in ((k_lr, lr), (k_rp, rp))
+        for cotangent in way.cotangents
+    ]
+    return {"outputs": Listed(*outputs), "grads": Listed(*grads)}
 
 
 class TotalProp(ComboProp, propagators=mcgrad_temp(backprop=True, base=TPBase, baseline=True)):
@@ -328,3 +440,13 @@ class TotalProp(ComboProp, propagators=mcgrad_temp(backprop=True, base=TPBase, b
     def loss_propagator(self) -> Propagator:
         """Return a loss without baseline: the samples subtract their own."""
         return LossProp(baseline=False)
+
+
+class TPXProp(TotalProp, ivw_target="node"):
+    """Total propagation with a weight for each coordinate, computed at the sample itself.
+
+    TPX of Parmas, Seno and Aoki (2023, "Model-based reinforcement learning with scalable composite
+    policy gradient estimators"): it costs little more than RP, whatever the number of parameters.
+    What is compared are the variances at the sample, not at the parameters, so its mixture is as a
+    rule not the best for those.
+    """

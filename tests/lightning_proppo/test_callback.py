@@ -189,7 +189,7 @@ def test_two_callbacks_give_two_managers(pl: ModuleType) -> None:
 
 
 def test_an_unknown_estimator_is_refused_where_it_is_written() -> None:
-    with pytest.raises(ValueError, match=r"'TPP'.*RP, LR, TP.*Did you mean 'TP'\?"):
+    with pytest.raises(ValueError, match=r"'TPP'.*RP, LR, .*TP.*Did you mean 'TP'\?"):
         PropagationCallback("TPP")
 
 
