@@ -35,15 +35,16 @@ class PropagationManager:
 
     Args:
         default_propagator: what computes at nodes for which nothing else is said: a propagator,
-            or an estimator's name (``"RP"``, ``"LR"``, ``"TP"``, ``"GR"``, ``"GS"``,
-            ``"TP+GS"``). None: :class:`BackPropagator`.
+            or an estimator's name (:func:`~lightning_proppo.propagators.make_estimator` lists
+            them). None: :class:`BackPropagator`.
         loss_propagator: what computes at losses: a propagator; None: what the default propagator
             asks for.
         terminal_propagator: what computes at a node before the first, where messages that remain
             at the end of a pass arrive; None: no such node. Default: :class:`BackPropagator`.
+        **options: of the named estimator's samples, e.g. ``noise="quasi-random"``.
 
     Raises:
-        TypeError: if one of them is no propagator.
+        TypeError: if one of them is no propagator; for an option that the estimator does not have.
         ValueError: for an unknown name.
     """
 
@@ -52,10 +53,16 @@ class PropagationManager:
         default_propagator: str | Propagator | None = None,
         loss_propagator: Propagator | None = None,
         terminal_propagator: Propagator | None = _TERMINAL,
+        **options: Any,
     ) -> None:
         named_loss = None
         if isinstance(default_propagator, str):
-            default_propagator, named_loss = make_estimator(default_propagator)
+            default_propagator, named_loss = make_estimator(default_propagator, **options)
+        elif options:
+            raise TypeError(
+                f"options ({', '.join(options)}) go with an estimator's name; give them to the "
+                f"propagator itself. Got default_propagator={default_propagator!r}."
+            )
         if default_propagator is None:
             default_propagator = BackPropagator()
         if terminal_propagator is _TERMINAL:

@@ -27,14 +27,15 @@ class PropagationCallback(Callback):
     It works in ``pytorch_lightning.Trainer`` and in ``lightning.pytorch.Trainer``.
 
     Args:
-        propagator: the estimator: a name (``"RP"``, ``"LR"``, ``"TP"``, ``"GR"``, ``"GS"``,
-            ``"TP+GS"``) or a propagator.
+        propagator: the estimator: a name (``"RP"``, ``"LR"``, ``"TP"``, ...;
+            :func:`~lightning_proppo.propagators.make_estimator` lists them) or a propagator.
         loss_propagator: what computes at losses; None: what the estimator asks for.
         attribute: the module's attribute that holds the manager.
         log: whether to log.
+        options: of the named estimator's samples, e.g. ``{"noise": "quasi-random"}``.
 
     Raises:
-        TypeError, ValueError: for an unknown estimator.
+        TypeError, ValueError: for an unknown estimator or option.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class PropagationCallback(Callback):
         loss_propagator: Propagator | None = None,
         attribute: str = "manager",
         log: bool = True,
+        options: dict[str, Any] | None = None,
     ) -> None:
         if not isinstance(attribute, str) or not attribute.isidentifier() or iskeyword(attribute):
             raise ValueError(
@@ -58,6 +60,7 @@ class PropagationCallback(Callback):
         self.loss_propagator = loss_propagator
         self.attribute = attribute
         self.log_statistics = log
+        self.options = dict(options or {})
         # Made at once, so that a misspelt name is an error where it was written.
         self._manager = self._make_manager()
 
@@ -152,7 +155,7 @@ class PropagationCallback(Callback):
     # -- inner -------------------------------------------------------------------------------
 
     def _make_manager(self) -> PropagationManager:
-        manager = PropagationManager(self.propagator, self.loss_propagator)
+        manager = PropagationManager(self.propagator, self.loss_propagator, **self.options)
         manager.given_by_callback = True
         return manager
 

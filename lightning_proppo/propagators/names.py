@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 from lightning_proppo.errors import did_you_mean
 from lightning_proppo.propagators.base import Propagator
@@ -13,19 +13,20 @@ from lightning_proppo.propagators.rp import RPProp
 from lightning_proppo.propagators.shaping import GSLoss
 from lightning_proppo.propagators.tp import TotalProp, TPXProp
 
-# Name -> makers of the propagator for samples and of the one for losses (None: the former's own).
-_ESTIMATORS: dict[str, tuple[Callable[[], Propagator], Callable[[], Propagator] | None]] = {
+# Name -> the propagator's class for samples, its options, and the class for losses (None: what the
+# former asks for).
+_ESTIMATORS: dict[str, tuple[type[Propagator], dict[str, Any], type[Propagator] | None]] = {
     # Nothing needs the graph cut: PyTorch may propagate through the whole rollout by itself.
-    "RP": (lambda: RPProp(detach=False), None),
-    "LR": (LRProp, None),
-    "BIW": (BIWProp, None),
-    "TP": (TotalProp, None),
-    "TPX": (TPXProp, None),
-    "TP+BIW": (lambda: TotalProp(share="likelihoods"), None),
-    "TP+MESH": (lambda: TotalProp(share="mesh", group_size=20), None),
-    "GR": (GRProp, None),
-    "GS": (LRProp, GSLoss),
-    "TP+GS": (TotalProp, GSLoss),
+    "RP": (RPProp, {"detach": False}, None),
+    "LR": (LRProp, {}, None),
+    "BIW": (BIWProp, {}, None),
+    "TP": (TotalProp, {}, None),
+    "TPX": (TPXProp, {}, None),
+    "TP+BIW": (TotalProp, {"share": "likelihoods"}, None),
+    "TP+MESH": (TotalProp, {"share": "mesh", "group_size": 20}, None),
+    "GR": (GRProp, {}, None),
+    "GS": (LRProp, {}, GSLoss),
+    "TP+GS": (TotalProp, {}, GSLoss),
 }
 
 
@@ -34,7 +35,7 @@ def estimator_names() -> list[str]:
     return list(_ESTIMATORS)
 
 
-def make_estimator(name: str) -> tuple[Propagator, Propagator]:
+def make_estimator(name: str, **options: Any) -> tuple[Propagator, Propagator]:
     """Return new propagators for samples and for losses.
 
     ``"RP"`` reparameterization; ``"LR"`` likelihood ratio; ``"BIW"`` batch importance weighted LR;
@@ -43,15 +44,20 @@ def make_estimator(name: str) -> tuple[Propagator, Propagator]:
     among neighbours too; ``"GR"`` Gaussian resampling; ``"GS"`` likelihood ratio with
     Gaussian-shaped losses; ``"TP+GS"`` total propagation with the same.
 
+    Args:
+        name: the estimator.
+        **options: of the propagator for samples, e.g. ``noise="quasi-random"``.
+
     Raises:
+        TypeError: for an option that the estimator does not have.
         ValueError: for an unknown name.
     """
-    makers = _ESTIMATORS.get(name.upper())
-    if makers is None:
+    found = _ESTIMATORS.get(name.upper())
+    if found is None:
         raise ValueError(
             f"there is no estimator named {name!r}; choose one of {', '.join(_ESTIMATORS)}, or "
             f"pass a Propagator.{did_you_mean(name.upper(), _ESTIMATORS)}"
         )
-    sampler = makers[0]()
-    loss = makers[1]() if makers[1] is not None else sampler.loss_propagator()
-    return sampler, loss
+    for_samples, own_options, for_losses = found
+    sampler = for_samples(**{**own_options, **options})
+    return sampler, sampler.loss_propagator() if for_losses is None else for_losses()

@@ -193,6 +193,16 @@ def test_an_unknown_estimator_is_refused_where_it_is_written() -> None:
         PropagationCallback("TPP")
 
 
+def test_a_named_estimator_takes_options() -> None:
+    callback = PropagationCallback("TP", options={"noise": "quasi-random", "k_interval": 2})
+    taken = callback._manager.default_propagator.default_forward_kwargs
+    assert taken == {"noise": "quasi-random", "k_interval": 2}
+    with pytest.raises(TypeError, match=r"unknown argument 'nose'.*Did you mean 'noise'\?"):
+        PropagationCallback("TP", options={"nose": "quasi-random"})
+    with pytest.raises(TypeError, match=r"options \(noise\) go with an estimator's name"):
+        PropagationCallback(TotalProp(), options={"noise": "quasi-random"})
+
+
 @pytest.mark.parametrize("propagator", [3, None, TotalProp])
 def test_what_is_no_estimator_is_refused(propagator: Any) -> None:
     with pytest.raises(TypeError, match="propagator must be an estimator's name or a Propagator"):
