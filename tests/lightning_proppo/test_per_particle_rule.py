@@ -198,6 +198,33 @@ def test_a_rule_with_particles_elsewhere_is_not_asked() -> None:
         compare(output, [w])
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_rule_is_for_the_first_result(which: int) -> None:
+    class Both(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+            ctx.save_for_backward(x, w)
+            return x * w, x + w
+
+        @staticmethod
+        def backward(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+            x, w = ctx.saved_tensors
+            return a * w + b, (a * x + b).sum(0)
+
+    @per_particle_rule(Both, rows=[0])
+    def both(function: Any, slot: int, b: Tensor, particles: int) -> Tensor:
+        return b * function.saved_tensors[0]
+
+    w = leaf(3)
+    results = Both.apply(rand(P, 3), w)
+    output = results[0].sin() if which == 0 else results[0] * results[1]
+    found = find_parameter_uses([output], [w], P).unsupported
+    assert found == (None if which == 0 else "BothBackward")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compare(output, [w])
+
+
 def test_total_propagation_with_a_rule() -> None:
     def weight(target: Any) -> Tensor:
         torch.manual_seed(0)
