@@ -175,6 +175,30 @@ def test_rules_of_a_class_are_not_those_of_another_of_its_name() -> None:
         compare(output, [w])
 
 
+class Silent(torch.autograd.Function):
+    """Has no gradient for its second operand."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        return x * w
+
+    @staticmethod
+    def backward(ctx: Any, b: Tensor) -> tuple[Tensor, None]:
+        return b, None
+
+
+@pytest.mark.parametrize("with_rule", [False, True])
+@pytest.mark.filterwarnings("ignore:there is no rule")
+def test_no_variance_where_no_gradient_arrives(with_rule: bool) -> None:
+    if with_rule:
+        per_particle_rule(Silent, rows=[0])(unchanged)
+    v, w = leaf(3), leaf(3)
+    b = rand(P, 3)
+    first = per_particle_variance([Silent.apply(rand(P, 3) * v, w)], [b], [w])
+    second = per_particle_variance([Silent.apply(rand(P, 3) * v, w.exp())], [b], [w])
+    assert first == second == 0
+
+
 def test_a_rule_in_place_of_a_built_in_one() -> None:
     w = leaf(3)
     output = (rand(P, 3) * w).sin()
