@@ -64,7 +64,7 @@ class Dense(Contribution):
 
     def dense(self, start: int, stop: int) -> Tensor:
         """Return the contributions of some particles, [p, n]."""
-        return self.rows[start:stop]
+        return self.rows if stop - start == len(self.rows) else self.rows[start:stop]
 
     def elements(self) -> int:
         """Return n."""
@@ -372,8 +372,14 @@ def dense_products(sets: Sequence[Sequence[Contribution]]) -> list[Tensor]:
 
 def sum_dense(parts: Sequence[Contribution], start: int, stop: int) -> Tensor:
     """Return the sum of contributions to one operand for some particles, [p, elements]."""
-    rows = [part.dense(start, stop).flatten(1) for part in parts]
-    return rows[0] if len(rows) == 1 else torch.stack(rows).sum(0)
+    total: Tensor | None = None
+    for part in parts:
+        rows = part.dense(start, stop)
+        rows = rows if rows.dim() == 2 else rows.flatten(1)
+        total = rows if total is None else total + rows
+    if total is None:
+        raise ValueError("there must be at least one contribution.")
+    return total
 
 
 def products(sets: Sequence[Sequence[Contribution]]) -> list[Tensor]:

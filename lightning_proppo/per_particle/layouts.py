@@ -91,14 +91,13 @@ def sum_to_operand(gradient: Tensor, layout: Layout, operand: Shape, particles: 
     Returns:
         [P, *operand].
     """
-    rows = particles_first(gradient, layout, particles)
-    missing = rows.dim() - 1 - len(operand)
+    direct = layout.axis == 0 and gradient.shape[0] == particles
+    rows = gradient if direct else particles_first(gradient, layout, particles)
+    # Against the axes of `rows` behind the first: the operand's last ones.
+    sizes = operand[1:] if direct and len(operand) == gradient.dim() else operand
+    missing = rows.dim() - 1 - len(sizes)
     axes = list(range(1, 1 + missing))
-    axes += [
-        axis
-        for axis, size in enumerate(operand, 1 + missing)
-        if size == 1 and rows.shape[axis] != 1
-    ]
-    if all(rows.shape[axis] == 1 for axis in axes):
-        return rows.reshape(particles, *operand)
-    return rows.sum(axes).reshape(particles, *operand)
+    for axis, size in enumerate(sizes, 1 + missing):
+        if size == 1 and rows.shape[axis] != 1:
+            axes.append(axis)
+    return (rows.sum(axes) if axes else rows).reshape(particles, *operand)

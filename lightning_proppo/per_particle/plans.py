@@ -35,6 +35,7 @@ from lightning_proppo.per_particle.registry import (
 
 Place = tuple[int, int]  # a function's position and one of its results
 LEAF = "leaf"
+_WAITING = -1  # for the functions that it is computed from
 
 
 class PlannedEntry(NamedTuple):
@@ -102,42 +103,47 @@ class Graph:
 def read_graph(outputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Graph:
     """Read the graph behind ``outputs``; parameters are known by their place in the list."""
     numbers = {id(parameter): k for k, parameter in enumerate(parameters)}
+    starts = [_start(output) for output in outputs if output.requires_grad]
     positions: dict[Any, int] = {}
     functions: list[Any] = []
     operations: list[Operation] = []
-    edges = [get_gradient_edge(output) for output in outputs if output.requires_grad]
-    for edge in edges:
-        stack: list[Any] = [edge.node]
-        while stack:
-            function = stack[-1]
-            if function in positions:
-                stack.pop()
-                continue
-            following = function.next_functions
-            waiting = [f for f, _ in following if f is not None and f not in positions]
-            if waiting:
-                stack.extend(waiting)
-                continue
-            stack.pop()
-            positions[function] = len(functions)
-            functions.append(function)
-            if type(function) is _AccumulateGrad:
-                leaf = function.variable
-                which = (numbers.get(id(leaf), -1),)
-                operations.append(Operation(LEAF, (tuple(leaf.shape),), (), which))
-                continue
-            key = key_of(function)
-            rule = RULES.get(key)
-            operations.append(
-                Operation(
-                    key,
-                    tuple([tuple(result.shape) for result in function._input_metadata]),
-                    tuple([None if f is None else (positions[f], k) for f, k in following]),
-                    settings_of(function, rule.settings) if rule and rule.settings else (),
-                )
+    stack = [function for function, _ in starts]
+    while stack:
+        function = stack[-1]
+        position = positions.get(function)
+        following = function.next_functions
+        if position is None:
+            positions[function] = _WAITING
+            stack.extend([f for f, _ in following if f is not None and f not in positions])
+            continue
+        stack.pop()
+        if position != _WAITING:
+            continue
+        positions[function] = len(functions)
+        functions.append(function)
+        if type(function) is _AccumulateGrad:
+            leaf = function.variable
+            which = (numbers.get(id(leaf), -1),)
+            operations.append(Operation(LEAF, (tuple(leaf.shape),), (), which))
+            continue
+        key = key_of(function)
+        rule = RULES.get(key)
+        operations.append(
+            Operation(
+                key,
+                tuple([tuple(result.shape) for result in function._input_metadata]),
+                tuple([None if f is None else (positions[f], k) for f, k in following]),
+                settings_of(function, rule.settings) if rule and rule.settings else (),
             )
-    roots = tuple((positions[edge.node], edge.output_nr) for edge in edges)
+        )
+    roots = tuple([(positions[function], result) for function, result in starts])
     return Graph(functions, tuple(operations), roots)
+
+
+def _start(output: Tensor) -> tuple[Any, int]:
+    if output.grad_fn is not None:
+        return output.grad_fn, output.output_nr
+    return get_gradient_edge(output)[:2]  # a leaf's, which accumulates
 
 
 class _Unsupported(Exception):
@@ -238,7 +244,7 @@ class _Planner:
             verdict = rule.rows(step)
         if isinstance(verdict, Layout):
             self._arrive(operand, verdict, name)
-        elif verdict is Verdict.SHARED and rule is not None and rule.contribution is not None:
+        elif verdict is Verdict.SHARED and result[1] == 0 and rule and rule.contribution:
             edge = self.edges.setdefault(result, len(self.edges))
             self.entries.append(
                 PlannedEntry(result[0], operation.key, slot, operand, shape, layout, edge)

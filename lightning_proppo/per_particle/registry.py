@@ -196,7 +196,8 @@ def per_particle_rule(
       own ``torch.autograd.Function``, ``function._saved_...`` for PyTorch's;
     - ``slot``: which operand. Operands count from 0 as in ``function.next_functions``: for your
       own functions, the tensors among the arguments of ``forward``;
-    - ``b``: [P, ...], the cotangent of the result;
+    - ``b``: [P, ...], the cotangent of the result (of the first where there are several; the rule
+      is not asked where another one is used);
     - ``particles``: P.
 
     and returns what each particle contributes to the operand's gradient (their sum over particles

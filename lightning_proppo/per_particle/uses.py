@@ -260,7 +260,7 @@ class ParameterUses:
     def _one_by_one(self, sets: Sequence[Answers]) -> list[Tensor]:
         """Pull each particle's cotangent back on its own."""
         warn_one_by_one(self.unsupported or "")
-        pairs = [
+        pulled = [
             [
                 (o, c)
                 for o, c in zip(answers.outputs, answers.cotangents, strict=True)
@@ -269,14 +269,14 @@ class ParameterUses:
             for answers in sets
         ]
         sums = _Sums(len(sets))
-        cotangents = [c for pair in pairs for _, c in pair]
+        cotangents = [c for pair in pulled for _, c in pair]
         for limits in one_by_one_portions(cotangents, self.parameters, self.particles, len(sets)):
             sums.add(
                 [
                     one_by_one([o for o, _ in pair], [c for _, c in pair], self.parameters, limits)
                     if pair
                     else [None] * len(self.parameters)
-                    for pair in pairs
+                    for pair in pulled
                 ]
             )
         return sums.covariances(self.particles)
@@ -305,6 +305,8 @@ class _Sums:
 
     def covariances(self, particles: int) -> list[Tensor]:
         """Return what is left of the products after centring."""
+        if not self.products:  # no gradient arrived anywhere
+            return [torch.zeros((), dtype=torch.float64) for _ in pairs(self.sets)]
         results = [self.products]
         for number in self.totals[0]:
             results.append(_of_means([totals[number] for totals in self.totals], particles))

@@ -175,6 +175,30 @@ def test_rules_of_a_class_are_not_those_of_another_of_its_name() -> None:
         compare(output, [w])
 
 
+class Silent(torch.autograd.Function):
+    """Has no gradient for its second operand."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        return x * w
+
+    @staticmethod
+    def backward(ctx: Any, b: Tensor) -> tuple[Tensor, None]:
+        return b, None
+
+
+@pytest.mark.parametrize("with_rule", [False, True])
+@pytest.mark.filterwarnings("ignore:there is no rule")
+def test_no_variance_where_no_gradient_arrives(with_rule: bool) -> None:
+    if with_rule:
+        per_particle_rule(Silent, rows=[0])(unchanged)
+    v, w = leaf(3), leaf(3)
+    b = rand(P, 3)
+    first = per_particle_variance([Silent.apply(rand(P, 3) * v, w)], [b], [w])
+    second = per_particle_variance([Silent.apply(rand(P, 3) * v, w.exp())], [b], [w])
+    assert first == second == 0
+
+
 def test_a_rule_in_place_of_a_built_in_one() -> None:
     w = leaf(3)
     output = (rand(P, 3) * w).sin()
@@ -195,6 +219,33 @@ def test_a_rule_with_particles_elsewhere_is_not_asked() -> None:
     w = leaf(P)
     output = Scale.apply(rand(3, P), 2.0, w).T
     with pytest.warns(UserWarning, match="there is no rule"):
+        compare(output, [w])
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_rule_is_for_the_first_result(which: int) -> None:
+    class Both(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+            ctx.save_for_backward(x, w)
+            return x * w, x + w
+
+        @staticmethod
+        def backward(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+            x, w = ctx.saved_tensors
+            return a * w + b, (a * x + b).sum(0)
+
+    @per_particle_rule(Both, rows=[0])
+    def both(function: Any, slot: int, b: Tensor, particles: int) -> Tensor:
+        return b * function.saved_tensors[0]
+
+    w = leaf(3)
+    results = Both.apply(rand(P, 3), w)
+    output = results[0].sin() if which == 0 else results[0] * results[1]
+    found = find_parameter_uses([output], [w], P).unsupported
+    assert found == (None if which == 0 else "BothBackward")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         compare(output, [w])
 
 
