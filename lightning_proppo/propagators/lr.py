@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_proppo.containers import Listed
-from lightning_proppo.estimators import lr_cotangent
 from lightning_proppo.graph import cut
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
 from lightning_proppo.propagators.loss import LossProp
-from lightning_proppo.propagators.normal import check_noise, draw_normal
+from lightning_proppo.propagators.normal import (
+    NormalDraw,
+    check_noise,
+    draw_normal,
+    normal_base,
+)
+from lightning_proppo.propagators.pathways import lr_pathway, normal_lr_pathway
 from lightning_proppo.propagators.sampling import (
     DistParams,
     log_density,
@@ -62,6 +67,10 @@ class LRBase(Propagator):
         del node
         dist = make_distribution(x, dist, dist_class, dist_params, "LR")
         check_noise(noise, dist)
+        if normal_base(dist) is not None and not requires_grad:
+            draw = draw_normal(dist, x, noise)
+            output = cut(draw.sample, requires_grad=False)
+            return {"output": output, **draw.contents(), "register_node": True}
         if noise == "independent":
             sample = plain_sample(dist, x)
         else:
@@ -73,15 +82,15 @@ class LRBase(Propagator):
         }
 
     def backward_impl(self, node: Any, message: Any) -> Any:
-        """Pair the log-density with the loss as its cotangent."""
+        """Pair the log-density, or a normal sample's location and scale, with their cotangents."""
         losses = message_loss(message)
         if losses is None:  # no cost follows this sample
             return {}
-        log_prob = node["log_prob"]
-        return {
-            "outputs": Listed(log_prob),
-            "grads": Listed(lr_cotangent(losses, log_prob)),
-        }
+        if "noise" in node:
+            way = normal_lr_pathway(NormalDraw.of(node), losses)
+        else:
+            way = lr_pathway(node["log_prob"], losses)
+        return {"outputs": Listed(*way.outputs), "grads": Listed(*way.cotangents)}
 
     def loss_propagator(self) -> Propagator:
         """Return a loss whose gradient reaches the parameters that it depends on directly."""
