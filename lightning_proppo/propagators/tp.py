@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -178,15 +180,20 @@ class TPBase(Propagator):
             cotangent = torch.zeros_like(node["output"])
         if "noise" in node:
             draw = NormalDraw.of(node)
-            if node["share"] is not None:
-                losses = message["local_loss"]
-                lr, sent = share_backward(draw, losses, node["share"], node["group_size"])
-            else:
-                lr = normal_lr_pathway(draw, losses)
+            lr_way: Callable[[Tensor], Pathway] = partial(normal_lr_pathway, draw)
             rp = normal_rp_pathway(draw, cotangent)
         else:
-            lr = lr_pathway(node["log_prob"], losses)
+            lr_way = partial(lr_pathway, node["log_prob"])
             rp = rp_pathway(node["pre_output"], cotangent)
+        if node.get("share") is not None:
+            losses = message["local_loss"]
+            lr, sent = share_backward(draw, losses, node["share"], node["group_size"])
+        else:
+            lr = lr_way(losses)
+        if node["weighting"] == "cross-fitted" and "baselined_loss" in message:
+            # A baseline made of all particles would let each half into the other's weights.
+            by_half = _centred_by_half(message["local_loss"])
+            lr = replace(lr, contributions=lr_way(by_half).cotangents)
         counter = message.get("k_counter", 0)
         kept = message.get("k_lr_k_rp") if counter % node["k_interval"] else None
         kept = [kept] if isinstance(kept, tuple) else kept
@@ -238,7 +245,10 @@ class TPBase(Propagator):
             rp_gradients.append(answers[1][0])
         weights = kept or weights
         if lr.contributions is not None:  # they have told the variance; this is the gradient
-            lr_gradients = [vector_jacobian_product(lr.outputs, lr.cotangents, leaves)]
+            lr_gradients = [
+                vector_jacobian_product(lr.outputs, _rows(lr.cotangents, part), leaves)
+                for part in parts
+            ]
         arrived: list[tuple[Tensor, Tensor]] = []
         # What one half has told decides about the other.
         for (k_lr, k_rp), of_lr, of_rp in zip(
@@ -344,6 +354,14 @@ def _halves(like: Tensor) -> list[Tensor]:
     """Return two masks [P] of every other particle."""
     even = torch.arange(like.shape[0], device=like.device) % 2 == 0
     return [even, ~even]
+
+
+def _centred_by_half(losses: Tensor) -> Tensor:
+    """Return losses [P, 1] less the mean of their half."""
+    centred = losses.clone()
+    for half in _halves(losses):
+        centred[half] -= losses[half].mean(0)
+    return centred
 
 
 def _rows(cotangents: Sequence[Tensor], part: Tensor | None) -> list[Tensor]:
