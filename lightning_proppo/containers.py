@@ -7,12 +7,17 @@ propagator, and a :class:`Message` is a container for each target that it is add
 
 Nothing here is changed in place by an update: values that arrive are combined into new ones, so
 two containers never share a mutable content.
+
+Most values are plain, and a rollout has a dozen of them at every node. A container therefore keeps
+a plain value as it is and makes a :class:`Content` of it only for who asks for contents
+(:meth:`Container.get_contents`).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import ItemsView, Iterator, KeysView, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,9 +25,32 @@ if TYPE_CHECKING:
 
 Target = int | tuple[int, ...] | None
 
+# What a forward computation leaves unsaid: its node is kept, and cleared by the backward pass.
+MARKS: Mapping[str, Any] = MappingProxyType({"register_node": True, "clear": True})
+
 
 def _value(item: Any) -> Any:
     return item.get() if isinstance(item, Content) else item
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """Return what a plain value becomes when another arrives under its name."""
+    # Nothing is a mapping that has no keys(), and to ask a tensor for them is quicker.
+    mapping = hasattr(old, "keys") and isinstance(old, Mapping)
+    if mapping and isinstance(new, Mapping):
+        return {**old, **new}
+    if hasattr(old, "update") and not mapping:
+        merged = copy.copy(old)
+        merged.update(new)
+        return merged
+    return new
+
+
+def _twin(item: Any) -> Any:
+    """Return a container's item for another container, where it can be updated independently."""
+    if isinstance(item, Content):
+        return item.copy()
+    return list(item) if isinstance(item, list) else item
 
 
 class Content:
@@ -43,21 +71,12 @@ class Content:
 
     def update(self, value: Any) -> None:
         """Merge mappings, replace anything else."""
-        old, new = self._content, _value(value)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            self._content = {**old, **new}
-        elif hasattr(old, "update") and not isinstance(old, Mapping):
-            merged = copy.copy(old)
-            merged.update(new)
-            self._content = merged
-        else:
-            self.set(new)
+        self.set(_merged(self._content, _value(value)))
 
     def copy(self) -> Content:
         """Return a content of the same kind that can be updated independently."""
         twin = object.__new__(type(self))
-        value = self._content
-        twin._content = list(value) if isinstance(value, list) else value
+        twin._content = _twin(self._content)
         return twin
 
     def __repr__(self) -> str:
@@ -148,18 +167,21 @@ class Container:
 
     __slots__ = ("_contents",)
 
+    # Contents, or plain values instead of contents of the plain kind.
     _contents: dict[Any, Any]
 
     def __init__(
         self, cont_dict: Mapping[Any, Any] | Container | None = None, **kwargs: Any
     ) -> None:
-        if cont_dict is not None:
-            if isinstance(cont_dict, Container):
-                cont_dict = cont_dict.get_contents()
-            kwargs.update(cont_dict)
-        self._contents = {
-            k: v.copy() if isinstance(v, Content) else Content(v) for k, v in kwargs.items()
-        }
+        for key, item in kwargs.items():
+            if isinstance(item, Content):
+                kwargs[key] = item.copy()
+        if isinstance(cont_dict, Container):
+            kwargs.update(cont_dict._twins())
+        elif cont_dict is not None:
+            for key, item in dict(cont_dict).items():
+                kwargs[key] = item.copy() if isinstance(item, Content) else item
+        self._contents = kwargs
 
     def clear(self) -> None:
         """Forget all contents."""
@@ -167,18 +189,25 @@ class Container:
 
     def get_contents(self) -> dict[Any, Any]:
         """Return the mapping from names to :class:`Content` objects."""
-        return self._contents
+        contents = self._contents
+        for key, item in contents.items():
+            if not isinstance(item, Content):
+                contents[key] = Content(item)
+        return contents
 
     def set_content(self, key: Any, value: Any) -> None:
         """Set ``key``; a content that is there keeps its kind, a new one brings its own."""
-        if key in self._contents:
-            self._contents[key].set(value)
+        contents = self._contents
+        if key not in contents:
+            contents[key] = value.copy() if isinstance(value, Content) else value
+        elif isinstance(contents[key], Content):
+            contents[key].set(value)
         else:
-            self._contents[key] = value.copy() if isinstance(value, Content) else Content(value)
+            contents[key] = _value(value)
 
     def get(self, key: Any, default: Any = None) -> Any:
         """Return the value of ``key``, or ``default`` where there is none."""
-        return self._contents[key].get() if key in self._contents else default
+        return self[key] if key in self._contents else default
 
     def keys(self) -> Any:
         """Return the names."""
@@ -196,7 +225,7 @@ class Container:
         """Remove ``key`` and return its plain value (or ``default``)."""
         if key not in self._contents and default:
             return default[0]
-        return self._contents.pop(key).get()
+        return _value(self._contents.pop(key))
 
     def update(self, container: Container | Mapping[Any, Any]) -> None:
         """Update content by content: names that are taken follow their content's own rule.
@@ -210,23 +239,37 @@ class Container:
             for part in container.containers():
                 self.update(part)
             return
-        if not isinstance(container, (Container, Mapping)):
+        if isinstance(container, Container):
+            arrived = container._twins()
+        elif isinstance(container, Mapping):
+            arrived = dict(container)
+        else:
             raise TypeError(
                 f"a container is updated with a Container or a dict; got {container!r}."
             )
-        contents = container._contents if isinstance(container, Container) else container
-        for key, value in list(contents.items()):
-            if key in self._contents:
-                self._contents[key].update(value)
+        contents = self._contents
+        for key, value in arrived.items():
+            if key not in contents:
+                contents[key] = value.copy() if isinstance(value, Content) else value
+            elif isinstance(contents[key], Content):
+                contents[key].update(value)
             else:
-                self._contents[key] = value.copy() if isinstance(value, Content) else Content(value)
+                contents[key] = _merged(contents[key], _value(value))
+
+    def _twins(self) -> dict[Any, Any]:
+        """Return the contents for another container."""
+        return {key: _twin(item) for key, item in self._contents.items()}
+
+    def _copies(self) -> dict[Any, Any]:
+        """Return the contents for a copy of this container."""
+        return self._twins()
 
     def __copy__(self) -> Container:
         twin = type(self).__new__(type(self))
         for cls in type(self).__mro__:
             for name in getattr(cls, "__slots__", ()):
                 setattr(twin, name, getattr(self, name))
-        twin._contents = {key: item.copy() for key, item in self._contents.items()}
+        twin._contents = self._copies()
         return twin
 
     def copy(self) -> Container:
@@ -240,7 +283,8 @@ class Container:
         return len(self._contents)
 
     def __getitem__(self, key: Any) -> Any:
-        return self._contents[key].get()
+        item = self._contents[key]
+        return item.get() if isinstance(item, Content) else item
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.set_content(key, value)
@@ -249,23 +293,36 @@ class Container:
         return key in self._contents
 
     def __str__(self) -> str:
-        return f"Contents: {self._contents}"
+        return f"Contents: {self.get_contents()}"
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._contents})"
+        return f"{type(self).__name__}({self.get_contents()})"
 
 
 class Node(Container):
     """A container on a tape: contents, a mailbox for messages, and a propagator.
+
+    Many nodes hold nothing and many get no mail, so neither the contents nor the mailbox is made
+    before somebody looks.
 
     Args:
         cont_dict: initial contents.
         box_class: class of the mailbox.
         propagator: what computes at this node; ``None`` for the manager's default.
         **kwargs: more initial contents.
+
+    Attributes:
+        held: the contents; None for a blank node, whose contents are :data:`MARKS` and nothing
+            else.
+        mail: the mailbox; None for one that nobody has looked at.
+        propagator: what computes at this node.
     """
 
-    __slots__ = ("messages", "propagator")
+    __slots__ = ("held", "mail", "propagator")
+
+    held: dict[Any, Any] | None
+    mail: Container | None
+    propagator: Propagator | None
 
     def __init__(
         self,
@@ -275,7 +332,8 @@ class Node(Container):
         **kwargs: Any,
     ) -> None:
         super().__init__(cont_dict, **kwargs)
-        self.messages = box_class()
+        # A class of the user's own may count its instances, or be full from the beginning.
+        self.mail = None if box_class is Container else box_class()
         self.propagator = propagator
 
     @classmethod
@@ -285,19 +343,46 @@ class Node(Container):
         Raises:
             TypeError: for anything but a container or a mapping.
         """
-        if isinstance(container, Container):
-            contents = dict(container.get_contents())
-        elif isinstance(container, Mapping):
-            contents = dict(container)
-        else:
+        if not isinstance(container, (Container, Mapping)):
             raise TypeError(
                 "container must be a Container or a dict, as forward_impl returns them; "
                 f"got {type(container).__name__}."
             )
-        configuration = {
-            key: _value(contents.pop(key)) for key in ("box_class", "propagator") if key in contents
-        }
-        return cls(contents, **configuration)
+        node = cls(container)
+        if "box_class" in node:
+            node.mail = node.pop("box_class")()
+        if "propagator" in node:
+            node.propagator = node.pop("propagator")
+        return node
+
+    @classmethod
+    def blank(cls, propagator: Propagator | None) -> Node:
+        """Return a node that holds :data:`MARKS`."""
+        node = cls.__new__(cls)
+        node.held = node.mail = None
+        node.propagator = propagator
+        return node
+
+    @property
+    def _contents(self) -> dict[Any, Any]:  # type: ignore[override]
+        if self.held is None:
+            self.held = dict(MARKS)
+        return self.held
+
+    @_contents.setter
+    def _contents(self, contents: dict[Any, Any]) -> None:
+        self.held = contents
+
+    @property
+    def messages(self) -> Container:
+        """The mailbox."""
+        if self.mail is None:
+            self.mail = Container()
+        return self.mail
+
+    @messages.setter
+    def messages(self, box: Container) -> None:
+        self.mail = box
 
     def forward(self, x: Any, **kwargs: Any) -> Any:
         """Run the propagator's forward computation on ``x``."""
@@ -311,9 +396,22 @@ class Node(Container):
         """Put a message's containers into the mailbox."""
         self.messages.update(message)
 
+    def empty_mailbox(self) -> None:
+        """Forget the messages that have been read."""
+        if type(self.mail) is Container:
+            self.mail = None
+        elif self.mail is not None:
+            self.mail.clear()
+
     def assign_propagator(self, propagator: Propagator | None) -> None:
         """Set the propagator that computes at this node."""
         self.propagator = propagator
+
+    def __copy__(self) -> Container:
+        twin = super().__copy__()
+        if isinstance(twin, Node) and self.mail is not None:
+            twin.mail = self.mail.copy()
+        return twin
 
     def _assigned(self) -> Propagator:
         if self.propagator is None:
@@ -410,7 +508,7 @@ class Message(Container):
                 if target in self._contents:
                     self._contents[target].update(container)
                 else:
-                    self._contents[target] = Container(container.get_contents())
+                    self._contents[target] = Container(container)
             self._switch_multi()
         elif isinstance(message, (Container, Mapping)):
             if self.multi_message:
@@ -441,6 +539,12 @@ class Message(Container):
     def get_contents(self) -> dict[Any, Any]:
         """Return the contents of the only container, or the containers by target."""
         return self._contents if self.multi_message else self.main().get_contents()
+
+    def _twins(self) -> dict[Any, Any]:
+        return dict(self._contents) if self.multi_message else self.main()._twins()
+
+    def _copies(self) -> dict[Any, Any]:
+        return {target: container.copy() for target, container in self.messages()}
 
     def get(self, key: Any, default: Any = None) -> Any:
         """Return a value of the only container, or the container of a target."""
@@ -479,5 +583,34 @@ class Message(Container):
     def __str__(self) -> str:
         return f"Message: {self._contents}"
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._contents})"
+
     def _switch_multi(self) -> None:
         self.multi_message = len(self._contents) > 1
+
+
+def as_message(sent: Any, sender: object) -> Message:
+    """Make a message of what a propagator's computation returned.
+
+    Raises:
+        TypeError: for anything but a message, a container, a dict, None or a sequence of those.
+    """
+    if isinstance(sent, Message):
+        return sent
+    if sent is None:
+        return Message()
+    if isinstance(sent, (dict, Container)):
+        message = Message(sent)
+        if "targets" in message:
+            message.retarget(None, message.pop("targets"))
+        return message
+    if isinstance(sent, (tuple, list)):
+        merged = as_message(sent[0], sender) if sent else Message()
+        for part in sent[1:]:
+            merged.update(as_message(part, sender))
+        return merged
+    raise TypeError(
+        f"a computation of {type(sender).__name__} must return a message (a dict, Container, "
+        f"Message, a list of those, or None); got {type(sent).__name__}."
+    )

@@ -7,13 +7,13 @@ knows neither Lightning nor which propagators exist.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lightning_proppo.containers import Container, Message, Node
+from lightning_proppo.containers import MARKS, Container, Message, Node, as_message
 from lightning_proppo.errors import PropagationError
 from lightning_proppo.graph import LeafIndex, is_cut, mark_cut, tape_of
 
@@ -36,10 +36,11 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 def _inner_tape(node: Node) -> Tape | None:
     """Return the tape that a node holds (or the manager that it holds, as in the paper)."""
     for name in ("tape", "manager"):
-        held = node.get(name)
-        inner = getattr(held, "_tape", held)
-        if isinstance(inner, Tape):
-            return inner
+        if name in node:
+            held = node[name]
+            inner = getattr(held, "_tape", held)
+            if isinstance(inner, Tape):
+                return inner
     return None
 
 
@@ -115,20 +116,41 @@ class Tape:
         Returns:
             The node; its ``'output'`` is what the computation gave.
         """
+        return self.record(x, propagator, force_targets, register, kwargs)
+
+    def record(
+        self,
+        x: Any,
+        propagator: Propagator,
+        force_targets: Any,
+        register: bool,
+        kwargs: dict[str, Any],
+    ) -> Node:
+        """Do what :meth:`forward` does; options come as a dict, which is not written into."""
         if force_targets is not None:
             _check_targets("force_targets", force_targets)
-        waiting = self._ahead.get(len(self.nodes))
-        if waiting is not None:
-            kwargs["inbox"] = waiting
-        container = propagator.forward(x, **kwargs)
-        node = container if isinstance(container, Node) else Node.from_container(container)
-        node.assign_propagator(propagator)
+        if self._ahead and len(self.nodes) in self._ahead:
+            kwargs = {**kwargs, "inbox": self._ahead[len(self.nodes)]}
+        made = propagator.contents_of_node(x, kwargs)
+        if self._ahead:
+            self._ahead.pop(len(self.nodes), None)
         self.calls += 1
+        if type(made) is dict and not made and force_targets is None:
+            # Nothing to be kept, to be sent, or to be looked for tensors.
+            node = Node.blank(propagator)
+            self.next_propagator = None
+            if register:
+                self.nodes.append(node)
+            return node
+        node = made if isinstance(made, Node) else Node.from_container(made)
+        node.propagator = propagator
+        for name, value in MARKS.items():
+            if name not in node:
+                node[name] = value
         if force_targets is not None:
             node["force_targets"] = force_targets
         self.next_propagator = node.pop("next_propagator", None)
         ahead = node.pop("forward_message", None)
-        self._ahead.pop(len(self.nodes), None)
         if register and node["register_node"]:
             self._adopt(node, x, kwargs)
             self.nodes.append(node)
@@ -173,25 +195,57 @@ class Tape:
                 for relative in self._resolve(target, None, None, reverse):
                     if 0 <= start + relative < len(nodes):
                         nodes[start + relative].receive(container)
+        default = (-1,) if reverse else (1,)
+        clearing = kind == "backward" and not keep
+        activations: dict[int, Callable[[Any, Any], Any] | None] = {}
+        activate: Callable[[Any, Any], Any] | None = None
+        current: Propagator | None = None
         for i in indices:
             node = nodes[i]
             propagator = node.propagator
             if propagator is None:
                 raise PropagationError(f"node {i} of the tape has no propagator.")
-            sent = propagator.compute(kind, node, node.messages, reverse=reverse)
-            force_targets = node.get("force_targets")
-            targets = node.get("targets")
-            if kind == "backward" and not keep and node.get("clear", True):
-                node.clear()
-            node.messages.clear()
-            for target, container in sent.messages():
-                for relative in self._resolve(target, force_targets, targets, reverse):
+            if propagator is not current:
+                if id(propagator) not in activations:
+                    activations[id(propagator)] = propagator.activation(kind, reverse)
+                current, activate = propagator, activations[id(propagator)]
+            if activate is None and node.held is None and node.mail is None:
+                # Without targets, an empty message that is passed on is no message.
+                if clearing:
+                    node.held = {}
+                continue
+            mailbox = node.messages
+            sent = mailbox if activate is None else activate(node, mailbox)
+            if node.held is None:
+                force_targets = targets = None
+            else:
+                force_targets, targets = node.get("force_targets"), node.get("targets")
+            by_default = force_targets is None and targets is None
+            if type(sent) is dict and not sent and by_default:
+                message = None
+            else:
+                message = as_message(sent, propagator)
+            node.empty_mailbox()
+            if clearing:
+                if node.held is None:
+                    node.held = {}
+                elif node.get("clear", True):
+                    node.clear()
+            if message is None:
+                continue
+            for target, container in message.messages():
+                if target is None and by_default:
+                    relatives = default
+                else:
+                    relatives = self._resolve(target, force_targets, targets, reverse)
+                for relative in relatives:
                     index = i + relative
                     if 0 <= index < len(nodes):
-                        nodes[index].receive(container)
+                        if len(container) or nodes[index].mail is not None:
+                            nodes[index].receive(container)
                     elif (index < 0) == reverse and len(container):
                         over = index if reverse else index - len(nodes) + 1
-                        passed = Message(container.get_contents(), target=over)
+                        passed = Message(container, target=over)
                         if outgoing is None:
                             outgoing = passed
                         else:
@@ -199,9 +253,8 @@ class Tape:
         if outgoing is None:
             return Message()
         # One step beyond the end is what "no target given" means.
-        default = -1 if reverse else 1
-        if list(outgoing.targets()) == [default]:
-            return Message(container=outgoing.get_message(default))
+        if list(outgoing.targets()) == [*default]:
+            return Message(container=outgoing.get_message(*default))
         return outgoing
 
     def collect_leaves(self) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
@@ -235,7 +288,7 @@ class Tape:
         """Let go of all nodes and of the graph that they hold."""
         for node in self.nodes:
             node.clear()
-            node.messages.clear()
+            node.empty_mailbox()
         self.nodes = []
         self._ahead.clear()
         self.index.clear()

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from lightning_proppo.containers import Container, Message
+from lightning_proppo.containers import MARKS, Container, Message, as_message
 from lightning_proppo.errors import check_names, did_you_mean
 from lightning_proppo.initializers import ChainInit
 
@@ -42,6 +42,8 @@ class Propagator:
     """
 
     default_init_kwargs: ClassVar[dict[str, Any]] = {}
+    # Names of options, in the order of a call, that have been found to be known.
+    _checked: frozenset[tuple[str, ...]] = frozenset()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__()
@@ -58,23 +60,48 @@ class Propagator:
         Raises:
             TypeError: for an unknown option, or if ``forward_impl`` returns no dict.
         """
-        inbox = kwargs.pop("inbox", None)
+        made = self._forward(x, kwargs)
+        node = made if isinstance(made, Container) else Container(made)
+        for name, value in MARKS.items():
+            if name not in node:
+                node[name] = value
+        return node
+
+    def contents_of_node(self, x: Any, kwargs: Mapping[str, Any]) -> dict[Any, Any] | Container:
+        """Do what :meth:`forward` does, but leave what ``forward_impl`` returned as it is.
+
+        Args:
+            x: the input.
+            kwargs: options; also ``"inbox"``, messages of earlier forward computations.
+
+        Raises:
+            TypeError: as :meth:`forward`.
+        """
+        if type(self).forward is Propagator.forward:
+            return self._forward(x, kwargs)
+        return self.forward(x, **kwargs)
+
+    def _forward(self, x: Any, kwargs: Mapping[str, Any]) -> dict[Any, Any] | Container:
+        given: dict[str, Any] = {}
+        options = self.default_forward_kwargs
         if kwargs:
-            self._check_options(kwargs)
-        options = {**self.default_forward_kwargs, **kwargs}
-        node = self.forward_impl(x, {} if inbox is None else {"inbox": inbox}, **options)
-        if isinstance(node, dict):
-            node = Container(node)
-        if not isinstance(node, Container):
+            options = {**options, **kwargs}
+            if "inbox" in kwargs:
+                inbox = options.pop("inbox")
+                if inbox is not None:
+                    given["inbox"] = inbox
+                kwargs = {name: value for name, value in kwargs.items() if name != "inbox"}
+            names = tuple(kwargs)
+            if names not in self._checked:
+                self._check_options(kwargs)
+                self._checked |= {names}
+        made = self.forward_impl(x, given, **options)
+        if not isinstance(made, (dict, Container)):
             raise TypeError(
                 f"{type(self).__name__}.forward_impl must return a dict or a Container; "
-                f"got {type(node).__name__}."
+                f"got {type(made).__name__}."
             )
-        if "register_node" not in node:
-            node["register_node"] = True
-        if "clear" not in node:
-            node["clear"] = True
-        return node
+        return made
 
     def forward_impl(self, x: Any, node: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Do nothing to ``x``; to be overridden."""
@@ -88,7 +115,7 @@ class Propagator:
     def backward_impl(self, node: Any, message: Any) -> Any:
         """Pass the message on; to be overridden."""
         del node
-        return Message(message.get_contents())
+        return Message(message)
 
     def compute(
         self, kind: str, node: Container, message: Container, reverse: bool = True
@@ -104,6 +131,20 @@ class Propagator:
         del reverse
         computation = getattr(self, f"{kind}_impl", None)
         return message if computation is None else computation(node, message)
+
+    def activation(self, kind: str, reverse: bool) -> Callable[[Any, Any], Any] | None:
+        """Return a function ``(node, message) -> whatever is sent`` for a run over a tape.
+
+        It does what :meth:`compute` does, but leaves what the computation returned as it is.
+        None: every message is passed on as it is.
+        """
+        if type(self).compute is not Propagator.compute:
+            return lambda node, message: self.compute(kind, node, message, reverse=reverse)
+        if passes_on(self, kind):
+            return None
+        if type(self).raw_compute is not Propagator.raw_compute:
+            return lambda node, message: self.raw_compute(kind, node, message, reverse)
+        return getattr(self, f"{kind}_impl", None)
 
     def loss_propagator(self) -> Propagator:
         """Return the propagator for losses of rollouts that use this propagator."""
@@ -139,33 +180,6 @@ def _named_options(forward_impl: Callable[..., Any]) -> frozenset[str]:
     parameters = list(inspect.signature(forward_impl).parameters.values())[3:]
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return frozenset(p.name for p in parameters if p.kind not in variable)
-
-
-def as_message(sent: Any, sender: object) -> Message:
-    """Make a message of what a propagator's computation returned.
-
-    Raises:
-        TypeError: for anything but a message, a container, a dict, None or a sequence of those.
-    """
-    if isinstance(sent, Message):
-        return sent
-    if sent is None:
-        return Message()
-    if isinstance(sent, (dict, Container)):
-        contents = dict(sent.get_contents() if isinstance(sent, Container) else sent)
-        targets = contents.pop("targets", None)
-        if hasattr(targets, "get") and not isinstance(targets, dict):
-            targets = targets.get()
-        return Message(contents, target=targets)
-    if isinstance(sent, (tuple, list)):
-        merged = as_message(sent[0], sender) if sent else Message()
-        for part in sent[1:]:
-            merged.update(as_message(part, sender))
-        return merged
-    raise TypeError(
-        f"a computation of {type(sender).__name__} must return a message (a dict, Container, "
-        f"Message, a list of those, or None); got {type(sent).__name__}."
-    )
 
 
 class SequenceProp(Propagator):
@@ -266,6 +280,8 @@ class ComboProp(SequenceProp):
         """Apply the forward computations in order, gathering their contents in one node."""
         node = {} if node is None else node
         for propagator in self.propagators:
+            if _inherits(propagator.forward_impl, Propagator.forward_impl):
+                continue  # it would hand the node back as it is
             made = propagator.forward_impl(x, node, **options_for(propagator, kwargs))
             if made is node:
                 continue
@@ -289,17 +305,22 @@ class ComboProp(SequenceProp):
         return self._apply(kind, node, message, reverse)
 
     def _apply(self, kind: str, node: Container, message: Container, reverse: bool) -> Message:
-        total = Message(message.get_contents())
+        total = Message(message)
         for propagator in reversed(self.propagators) if reverse else self.propagators:
+            if passes_on(propagator, kind):
+                continue
             incoming = total.main()
             sent = propagator.raw_compute(kind, node, incoming, reverse)
-            if sent is None or _passes_on(propagator, kind):
+            if sent is None:
                 continue
             if sent is incoming:
                 # What is handed back as it came has been changed in place, if at all.
                 targets = incoming.pop("targets", None)
                 if targets is not None:
                     total.retarget(next(iter(total.targets())), targets)
+                continue
+            if type(sent) is dict and "targets" not in sent and [*total.targets()] == [None]:
+                incoming.update(sent)  # the ordinary case, to which all that follows comes down
                 continue
             sent = as_message(sent, propagator)
             if not reverse:
@@ -312,5 +333,15 @@ class ComboProp(SequenceProp):
         return total
 
 
-def _passes_on(propagator: Propagator, kind: str) -> bool:
-    return kind == "backward" and type(propagator).backward_impl is Propagator.backward_impl
+def passes_on(propagator: Propagator, kind: str) -> bool:
+    """Return whether a propagator's computation does nothing but to pass the message on."""
+    return (
+        kind == "backward"
+        and _inherits(propagator.backward_impl, Propagator.backward_impl)
+        and _inherits(propagator.raw_compute, Propagator.raw_compute)
+    )
+
+
+def _inherits(method: Any, function: Callable[..., Any]) -> bool:
+    """Return whether a bound method is still the function of the base class."""
+    return getattr(method, "__func__", None) is function
