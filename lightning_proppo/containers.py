@@ -27,6 +27,7 @@ Target = int | tuple[int, ...] | None
 
 # What a forward computation leaves unsaid: its node is kept, and cleared by the backward pass.
 MARKS: Mapping[str, Any] = MappingProxyType({"register_node": True, "clear": True})
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def _value(item: Any) -> Any:
@@ -312,15 +313,15 @@ class Node(Container):
         **kwargs: more initial contents.
 
     Attributes:
-        held: the contents; None for a blank node, whose contents are :data:`MARKS` and nothing
-            else.
+        held: the contents. Until somebody looks, those of a blank node are :data:`MARKS` itself,
+            which all such nodes share; once cleared they are :data:`NOTHING`.
         mail: the mailbox; None for one that nobody has looked at.
         propagator: what computes at this node.
     """
 
     __slots__ = ("held", "mail", "propagator")
 
-    held: dict[Any, Any] | None
+    held: Mapping[Any, Any]
     mail: Container | None
     propagator: Propagator | None
 
@@ -359,15 +360,17 @@ class Node(Container):
     def blank(cls, propagator: Propagator | None) -> Node:
         """Return a node that holds :data:`MARKS`."""
         node = cls.__new__(cls)
-        node.held = node.mail = None
+        node.held = MARKS
+        node.mail = None
         node.propagator = propagator
         return node
 
     @property
-    def _contents(self) -> dict[Any, Any]:  # type: ignore[override]
-        if self.held is None:
-            self.held = dict(MARKS)
-        return self.held
+    def _contents(self) -> dict[Any, Any]:
+        held = self.held
+        if not isinstance(held, dict):
+            self.held = held = dict(held)
+        return held
 
     @_contents.setter
     def _contents(self, contents: dict[Any, Any]) -> None:
@@ -383,6 +386,13 @@ class Node(Container):
     @messages.setter
     def messages(self, box: Container) -> None:
         self.mail = box
+
+    def clear(self) -> None:
+        """Forget all contents."""
+        if isinstance(self.held, dict):
+            self.held.clear()
+        else:
+            self.held = NOTHING
 
     def forward(self, x: Any, **kwargs: Any) -> Any:
         """Run the propagator's forward computation on ``x``."""

@@ -80,19 +80,17 @@ def tape_of(leaf: Tensor) -> Any:
 
 def find_leaves(functions: Iterable[Any]) -> list[Tensor]:
     """Return the leaf tensors that autograd functions reach, each once."""
-    seen: set[Any] = set()
-    stack = [function for function in functions if function is not None]
+    stack = list(dict.fromkeys(function for function in functions if function is not None))
+    seen = set(stack)
     leaves: list[Tensor] = []
     while stack:
         function = stack.pop()
-        if function in seen:
-            continue
-        seen.add(function)
         if type(function) is _AccumulateGrad:
             leaves.append(function.variable)
             continue
         for following, _ in function.next_functions:
             if following is not None and following not in seen:
+                seen.add(following)
                 stack.append(following)
     return leaves
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from lightning_proppo.containers import Container, Message, Node
+from lightning_proppo.containers import MARKS, Container, Message, Node
 from lightning_proppo.errors import PropagationError, did_you_mean
 from lightning_proppo.graph import active_pullback
 from lightning_proppo.handover import ClosedTape, HandOver
@@ -129,7 +129,7 @@ class PropagationManager:
         self._graph_in_costs = False
         self._unrecorded_costs: list[Tensor] = []
         # What the last call chose for the next one: recorded calls and evaluations apart.
-        self._next: dict[bool, str | Propagator | None] = {}
+        self._next: dict[bool, str | Propagator | None] = {True: None, False: None}
 
     @contextmanager
     def rollout(self) -> Iterator[PropagationManager]:
@@ -182,16 +182,17 @@ class PropagationManager:
         """
         recording = torch.is_grad_enabled()
         try:
-            propagator = self._choose(local_propagator)
+            chosen = self._next[recording] if local_propagator is None else local_propagator
+            propagator = self.default_propagator if chosen is None else self._find(chosen)
             if "dist" in kwargs:
                 _check_samples(propagator)
             tape = self._open_tape() if recording else Tape()
-            node = tape.forward(x, propagator, force_targets, recording, **kwargs)
+            node = tape.record(x, propagator, force_targets, recording, kwargs)
         except BaseException:
             self._end_by_error()
             raise
         self._next[recording] = tape.next_propagator
-        output = node.get("output")
+        output = None if node.held is MARKS else node.get("output")
         return (output, node) if get_node else output
 
     def sample(self, dist: Distribution, **kwargs: Any) -> Tensor:
@@ -387,11 +388,8 @@ class PropagationManager:
             self._forget_rollout()
         return self._tape
 
-    def _choose(self, local: str | Propagator | None) -> Propagator:
-        """Return what computes next: what is given, else what the call before chose, else ours."""
-        chosen = local if local is not None else self._next.get(torch.is_grad_enabled())
-        if chosen is None:
-            return self.default_propagator
+    def _find(self, chosen: str | Propagator) -> Propagator:
+        """Return the propagator that is given itself or by its name."""
         if isinstance(chosen, str):
             if chosen not in self.propagators:
                 raise KeyError(

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from lightning_proppo.propagators.base import Propagator
 
 
+# What most of a node's values are that are no tensors; nothing can be inside them.
+_ATOMS = (bool, int, float, str, type(None))
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Iterate over the tensors in a value: itself, or inside dicts, lists and tuples."""
     if isinstance(value, Tensor):
@@ -31,6 +35,17 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from tensors_in(item)
+
+
+def _tensors_of(node: Node) -> list[Tensor]:
+    """Return the tensors among a node's values, and in their dicts, lists and tuples."""
+    found: list[Tensor] = []
+    for value in node.values():
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif not isinstance(value, _ATOMS):
+            found.extend(tensors_in(value))
+    return found
 
 
 def _inner_tape(node: Node) -> Tape | None:
@@ -195,7 +210,7 @@ class Tape:
                 for relative in self._resolve(target, None, None, reverse):
                     if 0 <= start + relative < len(nodes):
                         nodes[start + relative].receive(container)
-        default = (-1,) if reverse else (1,)
+        default: tuple[int, ...] = (-1,) if reverse else (1,)
         clearing = kind == "backward" and not keep
         activations: dict[int, Callable[[Any, Any], Any] | None] = {}
         activate: Callable[[Any, Any], Any] | None = None
@@ -209,14 +224,14 @@ class Tape:
                 if id(propagator) not in activations:
                     activations[id(propagator)] = propagator.activation(kind, reverse)
                 current, activate = propagator, activations[id(propagator)]
-            if activate is None and node.held is None and node.mail is None:
+            if activate is None and node.held is MARKS and node.mail is None:
                 # Without targets, an empty message that is passed on is no message.
                 if clearing:
-                    node.held = {}
+                    node.clear()
                 continue
             mailbox = node.messages
             sent = mailbox if activate is None else activate(node, mailbox)
-            if node.held is None:
+            if node.held is MARKS:
                 force_targets = targets = None
             else:
                 force_targets, targets = node.get("force_targets"), node.get("targets")
@@ -226,11 +241,8 @@ class Tape:
             else:
                 message = as_message(sent, propagator)
             node.empty_mailbox()
-            if clearing:
-                if node.held is None:
-                    node.held = {}
-                elif node.get("clear", True):
-                    node.clear()
+            if clearing and (node.held is MARKS or node.get("clear", True)):
+                node.clear()
             if message is None:
                 continue
             for target, container in message.messages():
@@ -265,24 +277,37 @@ class Tape:
         """
         parameters: dict[int, Tensor] = {}
         cuts: dict[int, Tensor] = {}
-        for node in self.nodes:
-            inner = _inner_tape(node)
-            if inner is not None:
-                inner.index = self.index
-                inner_parameters, inner_cuts = inner.collect_leaves()
-                parameters.update(inner_parameters)
-                cuts.update(inner_cuts)
+        segments: list[list[Tensor]] = []
+        for node in self._full_nodes():
             roots = []
-            for tensor in chain.from_iterable(map(tensors_in, node.values())):
+            for tensor in _tensors_of(node):
                 if tensor.is_leaf and is_cut(tensor):
                     # Also one that no later tensor was computed from: a cut of a cut, or a sample
                     # that is a cost as it is.
                     cuts[id(tensor)] = tensor
                 elif tensor.requires_grad:
                     roots.append(tensor)
+            if roots:
+                segments.append(roots)
+        if not cuts:
+            # The whole graph is one segment. Costs at every step would be walked from again and
+            # again, each as far as to the start.
+            segments = [list(chain.from_iterable(segments))]
+        for roots in segments:
             for leaf in self.index.add(roots):
                 (cuts if is_cut(leaf) else parameters)[id(leaf)] = leaf
         return parameters, cuts
+
+    def _full_nodes(self) -> Iterator[Node]:
+        """Iterate over nodes with contents, also on tapes in nodes, which are to use our index."""
+        for node in self.nodes:
+            if node.held is MARKS:
+                continue
+            inner = _inner_tape(node)
+            if inner is not None:
+                inner.index = self.index
+                yield from inner._full_nodes()
+            yield node
 
     def release(self) -> None:
         """Let go of all nodes and of the graph that they hold."""
@@ -299,21 +324,20 @@ class Tape:
         if inner is not None:
             inner.parent = weakref.ref(self)
         given: set[int] | None = None
-        for value in node.values():
-            for tensor in tensors_in(value):
-                if not (tensor.requires_grad and tensor.is_leaf):
-                    continue
-                if is_cut(tensor):
-                    if tape_of(tensor) is None:
-                        mark_cut(tensor, weakref.ref(self))
-                    continue
-                # A propagator may detach by itself, as the paper's listings do. What it was not
-                # given, and what is no parameter, it has made.
-                if given is None:
-                    given = {id(t) for t in tensors_in([x, dict(kwargs)])}
-                    given |= {id(t) for t in _tensors_held(node.propagator)}
-                if not isinstance(tensor, nn.Parameter) and id(tensor) not in given:
+        for tensor in _tensors_of(node):
+            if not (tensor.requires_grad and tensor.is_leaf):
+                continue
+            if is_cut(tensor):
+                if tape_of(tensor) is None:
                     mark_cut(tensor, weakref.ref(self))
+                continue
+            # A propagator may detach by itself, as the paper's listings do. What it was not
+            # given, and what is no parameter, it has made.
+            if given is None:
+                given = {id(t) for t in tensors_in([x, dict(kwargs)])}
+                given |= {id(t) for t in _tensors_held(node.propagator)}
+            if not isinstance(tensor, nn.Parameter) and id(tensor) not in given:
+                mark_cut(tensor, weakref.ref(self))
 
     def _send_ahead(self, message: Any) -> None:
         """Keep a forward computation's message for a node that is still to be made."""
