@@ -205,8 +205,7 @@ class TPBase(Propagator):
             sent.update(mixed)
         pullback = active_pullback()
         if pullback is not None:
-            mean = torch.stack([k_lr.float().mean() for k_lr, _ in weights]).mean()
-            pullback.note("lr_weight", mean)
+            pullback.note("lr_weight", _mean_lr_weight(weights))
         return {**sent, "k_counter": counter + 1, "k_lr_k_rp": _one_or_all(weights)}
 
     def loss_propagator(self) -> Propagator:
@@ -254,8 +253,7 @@ class TPBase(Propagator):
         for (k_lr, k_rp), of_lr, of_rp in zip(
             reversed(weights), lr_gradients, rp_gradients, strict=True
         ):
-            for leaf, a, b in zip(leaves, of_lr, of_rp, strict=True):
-                gradient = mix(k_lr, a, k_rp, b)
+            for leaf, gradient in zip(leaves, mix(k_lr, of_lr, k_rp, of_rp), strict=True):
                 if gradient is not None:
                     arrived.append((leaf, gradient))
         if not arrived:
@@ -335,6 +333,11 @@ class TPBase(Propagator):
 def _one_or_all(weights: list[Weights]) -> Weights | list[Weights]:
     """Return the pair of weights itself, as the paper's message has it, unless there are more."""
     return weights[0] if len(weights) == 1 else weights
+
+
+def _mean_lr_weight(weights: list[Weights]) -> Tensor:
+    means = [k_lr.mean() if k_lr.dim() else k_lr for k_lr, _ in weights]
+    return means[0].float() if len(means) == 1 else torch.stack(means).mean().float()
 
 
 def _distinct(tensors: Sequence[Tensor]) -> list[Tensor]:
