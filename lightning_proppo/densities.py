@@ -5,9 +5,10 @@ Functions of distributions and tensors only; P particles.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from torch.distributions.utils import lazy_property
 
 from lightning_proppo.gaussians import full_precision
 
+D = TypeVar("D", bound=Distribution)
 # What a distribution is made of, beside tensors and containers of such.
 _PARTS = (Distribution, Transform, Constraint, nn.Module)
 
@@ -61,18 +63,22 @@ def floating_tensors(thing: Any) -> list[Tensor]:
     return found
 
 
-class Widened(NamedTuple):
+class Widened(NamedTuple, Generic[D]):
     """A distribution whose parameters have at least 32 bits.
 
     Attributes:
         dist: the distribution.
         dtype: what samples are rounded to before they are handed out; None: not at all.
-        context: in it nothing is cast to 16 bits.
+        like: one of the parameters, for their device; None without any.
     """
 
-    dist: Distribution
+    dist: D
     dtype: torch.dtype | None
-    context: AbstractContextManager[Any]
+    like: Tensor | None
+
+    def context(self) -> AbstractContextManager[Any]:
+        """Return a context in which nothing is cast to 16 bits."""
+        return nullcontext() if self.like is None else full_precision(self.like)
 
     def rounded(self, sample: Tensor, x: Tensor | None = None) -> Tensor:
         """Return a sample as it is handed out, having been added to ``x`` if that is given."""
@@ -81,7 +87,7 @@ class Widened(NamedTuple):
         return sample.to(self.dtype if x is None else torch.promote_types(self.dtype, x.dtype))
 
 
-def widen(dist: Distribution) -> Widened:
+def widen(dist: D) -> Widened[D]:
     """Return ``dist`` with its parameters in 32 bits at least.
 
     The noise of 1e-3 around 1.0 is lost in bfloat16, and so is the log-density of it. Samples are
@@ -97,22 +103,17 @@ def widen(dist: Distribution) -> Widened:
             differentiably.
     """
     tensors = floating_tensors(dist)
-    device = tensors[0].device.type if tensors else "cpu"
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    context = full_precision(tensors[0]) if autocast else nullcontext()
-    if not any(is_narrow(tensor) for tensor in tensors):
-        return Widened(dist, None, context)
-    dtype = tensors[0].dtype
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    with context:
+    like = tensors[0] if tensors else None
+    narrow = [tensor for tensor in tensors if is_narrow(tensor)]
+    if not narrow:
+        return Widened(dist, None, like)
+    device = narrow[0].device.type
+    with full_precision(narrow[0]):
         wide = _widened(dist, {})
-    # A context manager of its own: autocast's cannot be entered again while it is left.
-    return Widened(
-        wide,
-        None if autocast or dtype.itemsize >= 4 else dtype,
-        full_precision(tensors[0]) if autocast else nullcontext(),
-    )
+    if len(narrow) < len(tensors) or torch.is_autocast_enabled(device):
+        return Widened(wide, None, like)
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in narrow))
+    return Widened(wide, dtype if dtype.itemsize < 4 else None, like)
 
 
 def _widened(thing: Any, done: dict[int, Any]) -> Any:
