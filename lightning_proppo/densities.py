@@ -248,6 +248,15 @@ def log_density(dist: Distribution, value: Tensor, batch_dims: int) -> Tensor:
     return found.flatten(batch_dims).sum(-1) if found.dim() > batch_dims else found
 
 
+def family(dist: Distribution) -> str:
+    """Return what kind of distribution it is, for a message: ``"Independent(Poisson)"``."""
+    name = type(dist).__name__
+    # Classes of their own name, e.g. LogNormal, say it all.
+    if type(dist) in (Independent, TransformedDistribution):
+        return f"{name}({family(dist.base_dist)})"  # type: ignore[attr-defined]
+    return name
+
+
 def support_is_discrete(dist: Distribution) -> bool:
     """Return whether ``dist`` is known to have a discrete support."""
     try:

@@ -18,6 +18,7 @@ from torch.distributions.transforms import Transform
 
 from lightning_proppo.densities import (
     apply,
+    family,
     flatten_transforms,
     log_density,
     support_is_discrete,
@@ -94,7 +95,7 @@ def require_rsample(dist: Distribution, estimator: str) -> None:
     """
     if not dist.has_rsample:
         raise TypeError(
-            f"{estimator} differentiates through samples, but {type(dist).__name__} has no "
+            f"{estimator} differentiates through samples, but {family(dist)} has no "
             "rsample; use LR (LRProp) for this distribution."
         )
 
@@ -193,7 +194,7 @@ def draw(dist: Distribution, x: Tensor | None, reparameterized: bool) -> Draw:
         log_prob = log_density(base, value, len(dist.batch_shape))
     if moving and not log_prob.requires_grad:
         raise ValueError(
-            f"the density of {type(dist).__name__} is flat, so what x does to it happens at its "
+            f"the density of {family(dist)} is flat, so what x does to it happens at its "
             "edges, and no score tells of that; use RP (RPProp) for noise of this distribution."
         )
     path = sample if image is None else point
@@ -219,14 +220,14 @@ def check_score(dist: Distribution, x: Tensor | None) -> None:
     base, transforms = flatten_transforms(dist)
     if support_moves(dist) or (transforms and support_moves(base)):
         raise ValueError(
-            f"the support of {type(dist).__name__} depends on parameters that require a gradient, "
+            f"the support of {family(dist)} depends on parameters that require a gradient, "
             "so that its score is not the whole of its gradient; use RP (RPProp), or a "
             "distribution whose support is fixed (e.g. Beta, or a tanh-squashed Normal, in the "
             "place of Uniform)."
         )
     if x is not None and x.requires_grad and support_is_discrete(dist):
         raise ValueError(
-            f"x requires a gradient, and noise of {type(dist).__name__}, which is discrete, has "
+            f"x requires a gradient, and noise of {family(dist)}, which is discrete, has "
             "no score for it; make a distribution whose parameters depend on x and call "
             "manager.sample(dist), or pass x.detach()."
         )
