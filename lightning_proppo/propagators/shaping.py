@@ -71,7 +71,8 @@ def unpack(flat: Tensor, like: Any) -> Any:
     ]
     if isinstance(like, Mapping):
         return dict(zip(like.keys(), split, strict=True))
-    return type(like)(split)
+    # A named tuple takes its fields apart from each other.
+    return like._make(split) if hasattr(like, "_make") else type(like)(split)
 
 
 class GaussShapeBase(Propagator):
