@@ -7,9 +7,9 @@ enumeration of what is discrete, or by quadrature over noise, differentiated by 
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -63,16 +63,17 @@ from torch.distributions import (
     Weibull,
     Wishart,
 )
+from torch.distributions.transforms import Transform
 
 from lightning_proppo import PropagationManager
 from lightning_proppo.densities import (
-    floating_tensors,
     flatten_transforms,
+    floating_tensors,
     log_density,
     widen,
     with_parameters,
 )
-from lightning_proppo.propagators import BIWProp, GSLoss, LRProp, RPProp, TotalProp
+from lightning_proppo.propagators import GSLoss, LRProp, RPProp
 
 from .exact_moments import assert_mean
 
@@ -607,9 +608,25 @@ P = 7
 Shape = tuple[int, ...]
 
 
+class Kind:
+    """In which precision the catalogue makes its parameters."""
+
+    dtype = F
+
+
+@contextmanager
+def parameters_in(dtype: torch.dtype) -> Iterator[None]:
+    Kind.dtype = dtype
+    try:
+        yield
+    finally:
+        Kind.dtype = F
+
+
 def positive(*shape: int) -> Tensor:
-    """New parameters between 1/2 and 3/2."""
-    return (torch.rand(shape, dtype=F) + 0.5).requires_grad_()
+    """New parameters between 1/2 and 3/2, the same numbers in every precision."""
+    values = torch.rand(shape, dtype=F) + 0.5
+    return values.bfloat16().to(Kind.dtype).requires_grad_()
 
 
 def lower(*shape: int) -> Tensor:
@@ -628,7 +645,10 @@ def logits(family: Any, *args: Any, event: Shape = ()) -> Callable[[Shape], Dist
     return lambda s: family(*args, logits=positive(*s, *event))
 
 
-TEMPERATURE = torch.tensor(0.7, dtype=F)
+def temperature() -> Tensor:
+    return torch.tensor(0.75, dtype=Kind.dtype)
+
+
 CATALOGUE: dict[str, Callable[[Shape], Distribution]] = {
     "Bernoulli": logits(Bernoulli),
     "Beta": two(Beta),
@@ -672,10 +692,12 @@ CATALOGUE: dict[str, Callable[[Shape], Distribution]] = {
     "NegativeBinomial": logits(NegativeBinomial, 5),
     "Normal": two(Normal),
     "OneHotCategorical": logits(OneHotCategorical, event=(3,)),
-    "Pareto": lambda s: Pareto(torch.ones(s, dtype=F), positive(*s)),
+    "Pareto": lambda s: Pareto(torch.ones(s, dtype=Kind.dtype), positive(*s)),
     "Poisson": by(Poisson),
-    "RelaxedBernoulli": logits(RelaxedBernoulli, TEMPERATURE),
-    "RelaxedOneHotCategorical": logits(RelaxedOneHotCategorical, TEMPERATURE, event=(3,)),
+    "RelaxedBernoulli": lambda s: RelaxedBernoulli(temperature(), logits=positive(*s)),
+    "RelaxedOneHotCategorical": lambda s: RelaxedOneHotCategorical(
+        temperature(), logits=positive(*s, 3)
+    ),
     "StudentT": by(StudentT),
     "VonMises": two(VonMises),
     "Weibull": two(Weibull),
@@ -843,3 +865,499 @@ def test_integer_samples() -> None:
     manager = PropagationManager("LR")
     with pytest.raises(TypeError, match=r"floating point; got dtype torch\.int64"):
         manager.loss(manager.sample(Categorical(torch.ones(P, 3))))
+
+
+# -- saturated transforms ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", ["LR", "RP", "TP", "TPX"])
+@pytest.mark.parametrize("events", [0, 1, 2])
+def test_saturated_actions_have_a_gradient(estimator: str, events: int) -> None:
+    """In 32 bits they are 1.0 exactly, where tanh has no inverse."""
+    loc = torch.full((P, 2, 3), 12.0, requires_grad=True)
+    scale = torch.full((P, 2, 3), 0.5, requires_grad=True)
+    dist: Distribution = TransformedDistribution(Normal(loc, scale), [TanhTransform()])
+    dist = Independent(dist, events) if events else dist
+    manager = PropagationManager(estimator)
+    x = manager.sample(dist)
+    assert bool((x == 1).all())
+    assert not bool(torch.isfinite(Independent(dist, 3 - events).log_prob(x.detach())).any())
+    costs = x.flatten(1).sum(1) + torch.arange(P)
+    found = torch.autograd.grad(manager.loss(costs), [loc, scale])
+    assert all(bool(torch.isfinite(g).all()) for g in found)
+    if estimator == "LR":
+        assert all(bool((g != 0).any()) for g in found)
+
+
+def test_a_transform_that_is_no_bijection_is_a_part_of_the_cost() -> None:
+    """Its density would be wrong; the base's is right."""
+
+    class Fold(Transform):
+        domain = codomain = torch.distributions.constraints.real
+        bijective = False
+
+        def _call(self, x: Tensor) -> Tensor:
+            return x.abs()
+
+    def folded(loc: Tensor, scale: Tensor) -> Distribution:
+        return TransformedDistribution(Normal(loc, scale), [Fold()])
+
+    case = one(
+        "folded",
+        [0.4, 0.7],
+        folded,
+        torch.square,
+        lambda t: t.square().sum(),
+    )
+    for estimator in ("LR", "TP", "TPX"):
+        assert_mean(*particle_estimates(estimator, case))
+
+
+class Captures(Transform):
+    """A transform whose parameters stand nowhere in its attributes."""
+
+    domain = codomain = torch.distributions.constraints.real
+    bijective = True
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def test_parameters_of_transforms_are_found_wherever_they_are() -> None:
+    w = torch.ones(2, requires_grad=True)
+    fixed, learnt, module = (
+        Captures(torch.exp),
+        Captures(lambda x: x * w),
+        Captures(nn.Linear(2, 2)),
+    )
+    x = torch.ones(P, 2, requires_grad=True)
+    for transforms, count in (
+        ([], 0),
+        ([fixed], 0),
+        ([fixed, TanhTransform()], 0),
+        ([learnt], 1),
+        ([fixed, learnt, fixed], 2),
+        ([module, fixed], 1),
+        ([AffineTransform(w, 1.0), TanhTransform()], 1),
+        ([AffineTransform(w.detach(), 1.0), TanhTransform()], 0),
+    ):
+        assert with_parameters(transforms, x) == count
+        with torch.no_grad():
+            assert with_parameters(transforms, x) == count
+
+
+def test_nested_transforms_are_found_below_one_another() -> None:
+    tanh, affine = TanhTransform(), AffineTransform(0.0, 2.0)
+    normal = Normal(torch.zeros(P, 2, 3), 1.0)
+    inner = Independent(TransformedDistribution(Independent(normal, 1), [tanh]), 1)
+    dist = TransformedDistribution(inner, [ComposeTransform([affine, ComposeTransform([tanh])])])
+    base, transforms = flatten_transforms(dist)
+    assert base is normal
+    assert transforms == [tanh, affine, tanh]
+    assert log_density(base, normal.sample(), len(dist.batch_shape)).shape == (P,)
+    for other in (normal, inner.base_dist.base_dist, HalfCauchy(torch.ones(P))):
+        assert flatten_transforms(other) == (other, [])
+
+
+# -- where the score is not the whole gradient ---------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", ["LR", "TP", "TPX"])
+def test_a_support_that_moves_is_refused(estimator: str) -> None:
+    """LR with its baseline would answer zero for a uniform distribution's edges."""
+    edge = torch.ones(P, 2, requires_grad=True)
+    manager = PropagationManager(estimator)
+    for dist in (
+        Uniform(-edge, edge),
+        Independent(Uniform(-1.0, edge), 1),
+        TransformedDistribution(Uniform(-1.0, edge), [TanhTransform()]),
+        Pareto(edge, torch.ones(P, 2)),
+    ):
+        with pytest.raises(ValueError, match=r"the support of .* depends on parameters.*use RP"):
+            manager.sample(dist)
+        with torch.no_grad():
+            assert manager.sample(dist).shape == (P, 2)
+    assert manager.sample(Uniform(-edge.detach(), edge.detach())).shape == (P, 2)
+
+
+def test_rp_of_a_support_that_moves() -> None:
+    case = one(
+        "uniform",
+        [-0.5, 1.5],
+        Uniform,
+        torch.square,
+        lambda t: t.pow(3).diff().sum() / t.diff().sum() / 3,
+    )
+    assert_mean(*particle_estimates("RP", case))
+
+
+def test_discrete_or_flat_noise_around_what_is_learnt_is_refused() -> None:
+    x = torch.zeros(P, 2, requires_grad=True)
+    manager = PropagationManager("LR")
+    counts = {"dist_class": Poisson, "dist_params": (torch.ones(P, 2),)}
+    flat = {"dist_class": Uniform, "dist_params": (torch.zeros(P, 2), torch.ones(P, 2))}
+    with pytest.raises(ValueError, match=r"noise of Poisson, which is discrete.*sample\(dist\)"):
+        manager.forward(x, **counts)
+    with pytest.raises(ValueError, match=r"density of Uniform is flat.*use RP"):
+        manager.forward(x, **flat)
+    for options in (counts, flat):
+        assert manager.forward(x.detach(), **options).shape == (P, 2)
+        with torch.no_grad():
+            assert manager.forward(x, **options).shape == (P, 2)
+
+
+def test_discrete_samples_are_transformed_by_constants_only() -> None:
+    w = torch.full((P,), 2.0, dtype=F, requires_grad=True)
+    coin = Bernoulli(logits=torch.zeros(P, dtype=F))
+    with pytest.raises(ValueError, match=r"samples of Bernoulli, which are discrete.*sample the B"):
+        PropagationManager("LR").sample(TransformedDistribution(coin, [AffineTransform(0.0, w)]))
+    case = one(
+        "signs",
+        [0.3],
+        lambda t: TransformedDistribution(Bernoulli(logits=t), [AffineTransform(-1.0, 2.0)]),
+        lambda y: y + y.square(),
+        lambda t: 2 * t.sigmoid().sum(),
+    )
+    assert_mean(*particle_estimates("LR", case))
+
+
+# -- precision -----------------------------------------------------------------------------------
+
+BF16 = torch.bfloat16
+# torch itself makes no such distribution, or no such sample, in 16 bits.
+ONLY_WIDE = {"MultivariateNormal of covariances", "MultivariateNormal of precisions"}
+NARROW = [name for name in CATALOGUE if name not in ONLY_WIDE]
+
+
+def relative_error(found: list[Tensor], expected: list[Tensor]) -> float:
+    a, b = (torch.cat([g.to(F).flatten() for g in gs]) for gs in (found, expected))
+    return float((a - b).norm() / b.norm())
+
+
+def run_in(
+    dtype: torch.dtype, autocast: bool, estimator: Any, name: str, shape: Shape = (P, 2)
+) -> tuple[Tensor, list[Tensor]]:
+    with parameters_in(dtype), torch.autocast("cpu", BF16, enabled=autocast):
+        dist, leaves = made(name, shape, 0)
+        manager = PropagationManager(estimator)
+        torch.manual_seed(3)
+        x = manager.sample(dist)
+        loss = manager.loss(some_cost(x))
+        return x.detach(), list(torch.autograd.grad(loss, leaves))
+
+
+@pytest.mark.parametrize("estimator", ["LR", "TP", "TPX"])
+@pytest.mark.parametrize("name", NARROW)
+def test_16_bit_parameters_under_autocast_give_what_32_bits_give(name: str, estimator: str) -> None:
+    """The same samples in float32, and gradients that were rounded once or twice."""
+    if estimator != "LR" and name in NO_RSAMPLE:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        expected, gradients_32 = run_in(torch.float32, False, estimator, name)
+        x, gradients_16 = run_in(BF16, True, estimator, name)
+        same, unchanged = run_in(torch.float32, True, estimator, name)
+    assert x.dtype == expected.dtype
+    torch.testing.assert_close(x, expected, rtol=0.01, atol=0.01)
+    assert {g.dtype for g in gradients_16} == {BF16}
+    # In bfloat16 a number is known to 0.4 %.
+    assert relative_error(gradients_16, gradients_32) < 0.02
+    # And 32-bit parameters are not touched at all.
+    assert torch.equal(same, expected)
+    assert relative_error(unchanged, gradients_32) < 1e-6
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_16_bit_samples_are_weighed_before_they_are_rounded(name: str) -> None:
+    expected, _ = run_in(torch.float32, False, "LR", name)
+    x, found = run_in(BF16, False, "LR", name)
+    assert x.dtype == (BF16 if expected.is_floating_point() else torch.int64)
+    torch.testing.assert_close(x.float(), expected.float(), rtol=0.02, atol=0.02)
+    with parameters_in(torch.float32):
+        dist, leaves = made(name, (P, 2), 0)
+    costs = some_cost(x)
+    deviations = costs - (costs.sum() - costs) / (P - 1)
+    scores = dist.log_prob(expected).reshape(P, -1).sum(1)
+    by_hand = torch.autograd.grad((deviations * scores).mean(), leaves)
+    assert relative_error(found, list(by_hand)) < 0.02
+
+
+# Noise of one rounding step of bfloat16 around 1.0, which 16 bits would lose.
+STEP = 2.0**-7
+
+
+def steps(x: Tensor) -> Tensor:
+    z = (x.to(F) - 1.0) / STEP
+    return z.square() + z
+
+
+@pytest.mark.parametrize("estimator", ["LR", "TP", "TPX"])
+def test_noise_too_small_for_16_bits_is_not_lost_under_autocast(estimator: str) -> None:
+    small = STEP / 16
+
+    def costs(sample: Sampler, t: Tensor) -> Tensor:
+        with torch.autocast("cpu", BF16):
+            x = sample(Normal(t[:, 0].to(BF16), t[:, 1].to(BF16)))
+            assert x.dtype == torch.float32
+            return steps(x)
+
+    def exact(t: Tensor) -> Tensor:
+        z = (t[0] - 1) / STEP
+        return z.square() + z + (t[1] / STEP).square()
+
+    assert_mean(*particle_estimates(estimator, Case("small", [1.0, small], costs, exact)))
+
+
+def rounded_mean(t: Tensor) -> Tensor:
+    """Of the costs of samples rounded to bfloat16: a sum over the cells of the rounding."""
+    below, above = 1 - torch.arange(40, 0, -1) * STEP / 2, 1 + torch.arange(40) * STEP
+    values = torch.cat([below, above]).to(F)
+    edges = (values[1:] + values[:-1]) / 2
+    cdf = torch.special.ndtr((edges - t[0]) / t[1])
+    ends = torch.zeros(1, dtype=F), torch.ones(1, dtype=F)
+    return torch.cat([ends[0], cdf, ends[1]]).diff() @ steps(values)
+
+
+@pytest.mark.parametrize("general", [False, True])
+def test_lr_of_a_pure_16_bit_model_is_exact_rounding_included(general: bool) -> None:
+    def costs(sample: Sampler, t: Tensor) -> Tensor:
+        dist: Distribution = Normal(t[:, 0].to(BF16), t[:, 1].to(BF16))
+        if general:
+            dist = MultivariateNormal(dist.loc[:, None], scale_tril=dist.scale[:, None, None])
+        x = sample(dist).reshape(-1)
+        assert x.dtype == BF16
+        return steps(x)
+
+    assert_mean(*particle_estimates("LR", Case("rounded", [1.0, STEP], costs, rounded_mean)))
+
+
+def test_the_density_at_the_rounded_sample_would_be_found_out() -> None:
+    torch.manual_seed(0)
+    loc, scale = torch.tensor([1.0, STEP], dtype=F)
+    x = (loc + scale * torch.randn(MANY, dtype=F)).to(BF16).to(F)
+    z = (x - loc) / scale
+    scores = torch.stack([z / scale, (z.square() - 1) / scale], 1)
+    value = torch.stack([loc, scale]).requires_grad_()
+    (exact,) = torch.autograd.grad(rounded_mean(value), value)
+    costs = steps(x)
+    with pytest.raises(AssertionError, match="z-scores"):
+        assert_mean((costs - costs.mean())[:, None] * scores, exact)
+
+
+class Step(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.reshape(len(x), 4)).reshape(x.shape)
+
+
+ESTIMATORS = ["LR", "TP", "TPX", "BIW", "TP+BIW", "TP+MESH", "GS", "TP+GS", "GR"]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("mode", ["autocast", "autocast, backward within", "pure"])
+def test_rollouts_in_16_bits_have_the_gradients_of_32(estimator: str, mode: str) -> None:
+    """Samples are float32 under autocast; of the parameters' dtype in a pure 16-bit model."""
+
+    def gradient(mode: str) -> list[Tensor]:
+        torch.manual_seed(2)
+        net = Step().to(BF16).to(BF16 if mode == "pure" else torch.float32)
+        dtype = net.layers[0].weight.dtype
+        manager = PropagationManager(estimator)
+        x = torch.zeros(256, 2, 2, dtype=dtype)
+        torch.manual_seed(4)
+        with torch.autocast("cpu", BF16, enabled=mode.startswith("autocast")):
+            for _ in range(3):
+                x = manager.sample(Normal(net(x), torch.full((), 0.25, dtype=dtype)))
+                assert x.dtype == dtype
+                options = {"lossfunc": lambda s: (s - 0.5).square().sum((1, 2))}
+                manager.append_loss(x, **options)
+            if mode == "autocast, backward within":
+                manager.loss().backward()
+        if mode != "autocast, backward within":
+            manager.loss().backward()
+        return [p.grad for p in net.parameters()]
+
+    assert 0 < relative_error(gradient(mode), gradient("32")) < (0.05 if mode == "pure" else 0.03)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attached_rp_is_exactly_what_pytorch_does(autocast: bool) -> None:
+    loc = torch.linspace(0, 1, P).to(BF16).requires_grad_()
+    scale = torch.full((P,), 0.5, dtype=BF16, requires_grad=True)
+    tril = torch.diag_embed(torch.full((P, 2), 0.5)).requires_grad_()
+    with torch.autocast("cpu", BF16, enabled=autocast):
+        for dist in (Normal(loc, scale), MultivariateNormal(torch.zeros(P, 2), scale_tril=tril)):
+            torch.manual_seed(0)
+            x = PropagationManager("RP").sample(dist)
+            torch.manual_seed(0)
+            y = dist.rsample()
+            assert x.dtype == y.dtype
+            assert torch.equal(x, y)
+
+
+def test_detached_rp_draws_in_32_bits() -> None:
+    loc = torch.ones(P, 2, dtype=BF16, requires_grad=True)
+    for autocast, dtype in ((True, torch.float32), (False, BF16)):
+        with torch.autocast("cpu", BF16, enabled=autocast):
+            manager = PropagationManager(RPProp())
+            x = manager.sample(Normal(loc, 1e-3))
+            assert x.dtype == dtype
+            (found,) = torch.autograd.grad(manager.loss(x.float().sum(1)), loc)
+        assert (len(x.unique()) == 2 * P) == autocast
+        torch.testing.assert_close(found, torch.full_like(loc, 1 / P))
+
+
+def test_noise_around_a_state_of_16_bits() -> None:
+    x = torch.ones(P, 2, dtype=BF16, requires_grad=True)
+    options = {"dist_class": Normal, "dist_params": (torch.zeros(P, 2, dtype=BF16), 1e-3)}
+    for estimator in ("LR", "TP", "BIW"):
+        for autocast, dtype in ((True, torch.float32), (False, BF16)):
+            with torch.autocast("cpu", BF16, enabled=autocast):
+                manager = PropagationManager(estimator)
+                y = manager.forward(x, **options)
+                assert y.dtype == dtype
+                (found,) = torch.autograd.grad(manager.loss(y.float().sum(1)), x)
+            assert bool(torch.isfinite(found).all())
+
+
+def test_wide_distributions_are_not_copied() -> None:
+    for name in CATALOGUE:
+        dist, _ = made(name, (P, 2), 1)
+        wide = widen(dist)
+        assert wide.dist is dist
+        assert wide.dtype is None
+
+
+def test_widening_goes_everywhere_and_is_differentiable() -> None:
+    module = nn.Linear(2, 2).to(BF16)
+    scale = torch.ones(2, dtype=BF16, requires_grad=True)
+    normal = Normal(torch.zeros(P, 2, dtype=BF16), scale)
+    squash = AffineTransform(torch.zeros(2, dtype=BF16), scale, cache_size=1)
+    base = TransformedDistribution(normal, [squash.inv, squash, Captures(module)])
+    dist = Independent(base, 1)
+    wide = widen(dist)
+    assert wide.dtype == BF16
+    assert {t.dtype for t in floating_tensors(wide.dist)} == {torch.float32}
+    assert {t.dtype for t in floating_tensors(dist)} == {BF16}
+    x = wide.dist.rsample()
+    assert x.dtype == torch.float32
+    assert x.shape == (P, 2)
+    found = torch.autograd.grad(x.square().sum(), [scale, module.weight], allow_unused=True)
+    assert [g.dtype for g in found] == [BF16, BF16]
+    inverse, forward, _ = wide.dist.base_dist.transforms
+    assert inverse.inv is forward
+    mixed = widen(Normal(torch.zeros(P, 2, dtype=BF16), torch.ones(P, 2)))
+    assert mixed.dtype is None
+
+
+def test_what_was_derived_in_16_bits_is_derived_anew() -> None:
+    logits = torch.tensor([6.5, -3.0, 0.5], dtype=BF16)
+    for family_ in (
+        Bernoulli,
+        Categorical,
+        OneHotCategorical,
+        lambda logits: Binomial(4, logits=logits),
+    ):
+        dist = family_(logits=logits)
+        before = dist.probs
+        assert before.dtype == BF16
+        wide = widen(dist).dist
+        one_hot = getattr(wide, "_categorical", wide)
+        probs = logits.float().sigmoid() if isinstance(wide, (Bernoulli, Binomial)) else None
+        torch.testing.assert_close(
+            wide.probs, one_hot.logits.softmax(-1) if probs is None else probs
+        )
+        if probs is None:
+            assert float(wide.probs.sum()) == pytest.approx(1.0, abs=1e-6)
+            assert float(one_hot.logits.logsumexp(-1)) == pytest.approx(0.0, abs=1e-6)
+    wide = widen(Categorical(probs=torch.tensor([0.3, 0.3, 0.3], dtype=BF16))).dist
+    assert float(wide.probs.sum()) == pytest.approx(1.0, abs=1e-6)
+
+
+# -- states in parts through Gaussian shaping ----------------------------------------------------
+
+
+class Parts(NamedTuple):
+    position: Tensor
+    velocity: Tensor
+
+
+def parts_cost(position: Tensor, velocity: Tensor) -> Tensor:
+    """Of [P, 2] and [P, 2, 1]: quadratic, within the parts and across them."""
+    velocity = velocity.squeeze(2)
+    inner = position.square().sum(1) - 0.3 * velocity.square().sum(1)
+    return inner + 0.5 * position[:, 0] * velocity[:, 1] + velocity.sum(1)
+
+
+def split_parts(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[:, :, 0], x[:, :, 1:]
+
+
+FORMS: dict[str, tuple[Callable[[Tensor], Any], Callable[..., Tensor]]] = {
+    "tensor": (lambda x: x, lambda x: parts_cost(*split_parts(x))),
+    "dict": (
+        lambda x: dict(zip(("position", "velocity"), split_parts(x), strict=True)),
+        parts_cost,
+    ),
+    "tuple": (split_parts, lambda parts: parts_cost(*parts)),
+    "list": (lambda x: list(split_parts(x)), lambda parts: parts_cost(*parts)),
+    "named tuple": (
+        lambda x: Parts(*split_parts(x)),
+        lambda parts: parts_cost(parts.position, parts.velocity),
+    ),
+}
+
+
+def linear_rollout(estimator: Any, form: str, t: Tensor, particles: int) -> Tensor:
+    """x1 = m + s e1, x2 = a x1 + m + s e2, of 2 x 2 numbers each; a cost at both steps."""
+    make, cost = FORMS[form]
+    manager = PropagationManager(estimator, GSLoss())
+    m, s, a = t
+    x = torch.zeros(particles, 2, 2, dtype=F)
+    for _ in range(2):
+        x = manager.sample(Normal(a * x + m, s))
+        manager.append_loss(make(x), lossfunc=cost)
+    return torch.autograd.grad(manager.loss(), t)[0]
+
+
+def linear_rollout_exact(t: Tensor) -> Tensor:
+    m, s, a = t
+    mean, variance, total = torch.zeros((), dtype=F), torch.zeros((), dtype=F), 0.0
+    for _ in range(2):
+        mean, variance = a * mean + m, a.square() * variance + s.square()
+        total = total + 1.4 * (mean.square() + variance) + 0.5 * mean.square() + 2 * mean
+    return total  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("baseline", [True, False])
+def test_gaussian_shaping_of_parts_has_the_exact_gradient(form: str, baseline: bool) -> None:
+    """With the baseline without bias for few particles; without it (P - 1)/P of the true one."""
+    torch.manual_seed(5)
+    particles = 9
+    t = torch.tensor([0.4, 0.6, 0.7], dtype=F, requires_grad=True)
+    (exact,) = torch.autograd.grad(linear_rollout_exact(t), t)
+    propagator = LRProp() if baseline else LRProp(baseline=False)
+    found = torch.stack([linear_rollout(propagator, form, t, particles) for _ in range(250)])
+    assert_mean(found, exact if baseline else exact * (particles - 1) / particles)
+
+
+def test_parts_of_a_named_tuple_keep_shapes_and_type() -> None:
+    seen: list[Any] = []
+
+    def cost(parts: Parts) -> Tensor:
+        seen.append(parts)
+        return parts_cost(*parts)
+
+    manager = PropagationManager("GS")
+    x = manager.sample(Normal(torch.zeros(P, 2, 2), torch.ones((), requires_grad=True)))
+    manager.append_loss(Parts(*split_parts(x)), lossfunc=cost)
+    assert type(seen[0]) is Parts
+    assert [part.shape for part in seen[0]] == [(P, 2), (P, 2, 1)]
