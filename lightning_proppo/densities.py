@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import (
     Categorical,
     Distribution,
+    Gumbel,
     Independent,
     Normal,
     TransformedDistribution,
@@ -82,7 +83,7 @@ class Widened(NamedTuple, Generic[D]):
 
     def rounded(self, sample: Tensor, x: Tensor | None = None) -> Tensor:
         """Return a sample as it is handed out, having been added to ``x`` if that is given."""
-        if self.dtype is None:
+        if self.dtype is None or not sample.is_floating_point():
             return sample
         return sample.to(self.dtype if x is None else torch.promote_types(self.dtype, x.dtype))
 
@@ -124,6 +125,11 @@ def _widened(thing: Any, done: dict[int, Any]) -> Any:
         if not is_narrow(thing):
             return thing
         done[id(thing)] = thing.float()
+        return done[id(thing)]
+    if type(thing) is Gumbel:
+        # Made of uniform numbers below 1 - eps, which cuts a hundredth of it off in bfloat16.
+        loc, scale = _widened(thing.loc, done), _widened(thing.scale, done)
+        done[id(thing)] = Gumbel(loc, scale, validate_args=thing._validate_args)
         return done[id(thing)]
     if isinstance(thing, _PARTS):
         new = done[id(thing)] = object.__new__(type(thing))

@@ -172,7 +172,7 @@ def draw(dist: Distribution, x: Tensor | None, reparameterized: bool) -> Draw:
     """
     check_score(dist, x)
     wide = widen(dist)
-    moving = x is not None and x.requires_grad
+    moving = x is not None and x.requires_grad and torch.is_grad_enabled()
     with wide.context():
         # The density of x + t(u) as a function of x is that of t(u), so then t must be inverted.
         base, transforms = (wide.dist, []) if moving else flatten_transforms(wide.dist)
