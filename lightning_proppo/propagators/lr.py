@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch.distributions import Normal
+
 from lightning_proppo.containers import Listed
+from lightning_proppo.densities import log_density
 from lightning_proppo.graph import cut
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
@@ -18,9 +21,8 @@ from lightning_proppo.propagators.normal import (
 from lightning_proppo.propagators.pathways import lr_pathway, normal_lr_pathway
 from lightning_proppo.propagators.sampling import (
     DistParams,
-    log_density,
+    draw,
     make_distribution,
-    plain_sample,
 )
 
 
@@ -68,16 +70,20 @@ class LRBase(Propagator):
         dist = make_distribution(x, dist, dist_class, dist_params, "LR")
         check_noise(noise, dist)
         if normal_base(dist) is not None and not requires_grad:
-            draw = draw_normal(dist, x, noise)
-            output = cut(draw.sample, requires_grad=False)
-            return {"output": output, **draw.contents(), "register_node": True}
+            normal = draw_normal(dist, x, noise)
+            output = cut(normal.sample, requires_grad=False)
+            return {"output": output, **normal.contents(), "register_node": True}
         if noise == "independent":
-            sample = plain_sample(dist, x)
+            drawn = draw(dist, x, reparameterized=False)
+            sample, log_prob = drawn.sample, drawn.log_prob
         else:
-            sample = draw_normal(dist, x, noise).sample
+            normal = draw_normal(dist, x, noise)
+            sample = normal.sample
+            fixed = Normal(normal.loc, normal.scale, validate_args=False)
+            log_prob = log_density(fixed, normal.exact(), len(dist.batch_shape))
         return {
             "output": cut(sample, requires_grad),
-            "log_prob": log_density(dist, sample, x),
+            "log_prob": log_prob,
             "register_node": True,
         }
 
