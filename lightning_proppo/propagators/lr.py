@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.distributions import Normal
-
 from lightning_proppo.containers import Listed
-from lightning_proppo.densities import log_density
 from lightning_proppo.estimators import lr_cotangent
 from lightning_proppo.graph import cut
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
 from lightning_proppo.propagators.loss import LossProp
-from lightning_proppo.propagators.normal import check_noise, draw_normal
+from lightning_proppo.propagators.normal import check_noise, draw_normal, normal_base
 from lightning_proppo.propagators.sampling import (
     DistParams,
     draw,
@@ -64,14 +61,12 @@ class LRBase(Propagator):
         del node
         dist = make_distribution(x, dist, dist_class, dist_params, "LR")
         check_noise(noise, dist)
-        if noise == "independent":
+        if normal_base(dist) is not None:
+            normal = draw_normal(dist, x, noise)
+            sample, log_prob = normal.sample, normal.log_prob(len(dist.batch_shape))
+        else:
             drawn = draw(dist, x, reparameterized=False)
             sample, log_prob = drawn.sample, drawn.log_prob
-        else:
-            normal = draw_normal(dist, x, noise)
-            sample = normal.sample
-            fixed = Normal(normal.loc, normal.scale, validate_args=False)
-            log_prob = log_density(fixed, normal.exact(), len(dist.batch_shape))
         return {
             "output": cut(sample, requires_grad),
             "log_prob": log_prob,
