@@ -29,7 +29,14 @@ class LRBase(Propagator):
     .. math:: \frac{1}{P} \sum_i (L_i - b_i) \nabla_\beta \log p(x_i; \beta)
 
     Unbiased, also for costs without derivative and for discrete distributions; its variance grows
-    with the number of dimensions.
+    with the number of dimensions. The support must not move with what is learnt: where the density
+    jumps at an edge that does, the score is not the whole of the gradient (Mohamed et al. 2020,
+    "Monte Carlo gradient estimation in machine learning", Sec. 4.3.1). A ``dist`` whose support
+    depends on parameters is refused, so is noise around ``x`` that is discrete or uniform; noise of
+    other families with such an edge (exponential, half-normal) is not found out.
+
+    Transforms without parameters, e.g. the tanh of a squashed action, are taken for a part of the
+    costs, and the score is the base distribution's: that of a saturated action has no inverse.
     """
 
     def forward_impl(
@@ -56,7 +63,8 @@ class LRBase(Propagator):
 
         Raises:
             TypeError: if the distribution is not described.
-            ValueError: for an unknown noise.
+            ValueError: for an unknown noise; if the particles have not each their own noise; if the
+                support depends on what is learnt.
         """
         del node
         dist = make_distribution(x, dist, dist_class, dist_params, "LR")
