@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.distributions import Normal
-
 from lightning_proppo.containers import Listed
-from lightning_proppo.densities import log_density
 from lightning_proppo.graph import cut
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
@@ -37,7 +34,14 @@ class LRBase(Propagator):
     .. math:: \frac{1}{P} \sum_i (L_i - b_i) \nabla_\beta \log p(x_i; \beta)
 
     Unbiased, also for costs without derivative and for discrete distributions; its variance grows
-    with the number of dimensions.
+    with the number of dimensions. The support must not move with what is learnt: where the density
+    jumps at an edge that does, the score is not the whole of the gradient (Mohamed et al. 2020,
+    "Monte Carlo gradient estimation in machine learning", Sec. 4.3.1). A ``dist`` whose support
+    depends on parameters is refused, so is noise around ``x`` that is discrete or uniform; noise of
+    other families with such an edge (exponential, half-normal) is not found out.
+
+    Transforms without parameters, e.g. the tanh of a squashed action, are taken for a part of the
+    costs, and the score is the base distribution's: that of a saturated action has no inverse.
     """
 
     def forward_impl(
@@ -64,23 +68,21 @@ class LRBase(Propagator):
 
         Raises:
             TypeError: if the distribution is not described.
-            ValueError: for an unknown noise.
+            ValueError: for an unknown noise; if the particles have not each their own noise; if the
+                support depends on what is learnt.
         """
         del node
         dist = make_distribution(x, dist, dist_class, dist_params, "LR")
         check_noise(noise, dist)
-        if normal_base(dist) is not None and not requires_grad:
+        if normal_base(dist) is not None:
             normal = draw_normal(dist, x, noise)
-            output = cut(normal.sample, requires_grad=False)
-            return {"output": output, **normal.contents(), "register_node": True}
-        if noise == "independent":
+            if not requires_grad:
+                output = cut(normal.sample, requires_grad=False)
+                return {"output": output, **normal.contents(), "register_node": True}
+            sample, log_prob = normal.sample, normal.log_prob(len(dist.batch_shape))
+        else:
             drawn = draw(dist, x, reparameterized=False)
             sample, log_prob = drawn.sample, drawn.log_prob
-        else:
-            normal = draw_normal(dist, x, noise)
-            sample = normal.sample
-            fixed = Normal(normal.loc, normal.scale, validate_args=False)
-            log_prob = log_density(fixed, normal.exact(), len(dist.batch_shape))
         return {
             "output": cut(sample, requires_grad),
             "log_prob": log_prob,

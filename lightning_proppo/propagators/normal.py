@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from lightning_proppo.densities import flatten_transforms, is_narrow, widen, with_parameters
+from lightning_proppo.densities import (
+    flatten_transforms,
+    is_narrow,
+    normal_log_density,
+    widen,
+    with_parameters,
+)
 from lightning_proppo.errors import check_choice
 from lightning_proppo.propagators.sampling import Image, centred_at
 from lightning_proppo.quasi import quasi_random_normal
@@ -41,6 +47,11 @@ class NormalDraw:
     def exact(self) -> Tensor:
         """Return the sample, detached, as it was before it was rounded to 16 bits."""
         return self.path().detach() if is_narrow(self.sample) else self.sample
+
+    def log_prob(self, batch_dims: int) -> Tensor:
+        """Return the log-density of the fixed sample, summed down to so many axes."""
+        found = normal_log_density(self.exact(), self.loc, self.scale)
+        return found.flatten(batch_dims).sum(-1) if found.dim() > batch_dims else found
 
     def contents(self) -> dict[str, Tensor]:
         """Return what a node keeps of it, beside its output."""
@@ -102,9 +113,12 @@ def draw_normal(dist: Distribution, x: Tensor | None, noise: str = "independent"
     base = normal_base(dist)
     if base is None:
         raise TypeError(f"dist must be normal; got {type(dist).__name__}.")
-    # What follows are operations on single elements, which autocast leaves in 32 bits.
-    wide = widen(base)
-    loc, scale = wide.dist.loc, wide.dist.scale
+    loc, scale = base.loc, base.scale
+    narrow = is_narrow(loc) or is_narrow(scale)
+    if narrow:
+        # What follows are operations on single elements, which autocast leaves in 32 bits.
+        wide = widen(base)
+        loc, scale = wide.dist.loc, wide.dist.scale
     with torch.no_grad():
         drawn = torch.empty_like(loc).normal_()
         sample = centred_at(x, loc + drawn * scale, dist)
@@ -114,7 +128,7 @@ def draw_normal(dist: Distribution, x: Tensor | None, noise: str = "independent"
         with torch.no_grad():
             drawn = quasi_random_normal(loc)
             sample = loc + drawn * scale
-    return NormalDraw(wide.rounded(sample, x), loc, scale, drawn)
+    return NormalDraw(wide.rounded(sample, x) if narrow else sample, loc, scale, drawn)
 
 
 def draw_squashed_normal(

@@ -47,7 +47,8 @@ class RPBase(Propagator):
             dist: the distribution to draw from.
             dist_class: the noise's distribution, with ``dist_params``.
             dist_params: its arguments.
-            detach: cut the graph here; False leaves it to PyTorch and makes no node.
+            detach: cut the graph here; False leaves it to PyTorch, its precision too, and makes no
+                node.
             noise: ``"independent"`` or ``"quasi-random"``
                 (:func:`~lightning_proppo.quasi.quasi_random_normal`; for normal samples).
 

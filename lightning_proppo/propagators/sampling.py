@@ -176,16 +176,13 @@ def draw(dist: Distribution, x: Tensor | None, reparameterized: bool) -> Draw:
     with wide.context():
         # The density of x + t(u) as a function of x is that of t(u), so then t must be inverted.
         base, transforms = (wide.dist, []) if moving else flatten_transforms(wide.dist)
-        with torch.set_grad_enabled(reparameterized and torch.is_grad_enabled()):
-            point = base.rsample() if reparameterized else base.sample()
-            learnt = transforms[: with_parameters(transforms, point)]
-            if learnt:
-                _check_transforms(base)
-                point = apply(learnt, point)
-                base = transformed(base, learnt)
-            fixed = transforms[len(learnt) :]
-            image = Image.of(fixed, point, slopes=reparameterized) if fixed else None
-            sample = centred_at(x, point if image is None else image.value, dist)
+        point = base.rsample() if reparameterized else base.sample()
+        image = None
+        if transforms:
+            base, point, image = _transform(base, transforms, point, reparameterized)
+        sample = centred_at(x, point if image is None else image.value, dist)
+        if not reparameterized:
+            sample = sample.detach()
         value = point.detach()
         if x is not None and moving:
             # Exactly the noise, which x + noise - x may not be, and so perhaps no longer in the
@@ -199,6 +196,24 @@ def draw(dist: Distribution, x: Tensor | None, reparameterized: bool) -> Draw:
         )
     path = sample if image is None else point
     return Draw(wide.rounded(sample, x), path, base, point.detach(), log_prob, image)
+
+
+def _transform(
+    base: Distribution, transforms: list[Transform], point: Tensor, reparameterized: bool
+) -> tuple[Distribution, Tensor, Image | None]:
+    """Apply transforms to a sample of ``base``.
+
+    Returns:
+        The distribution with the transforms up to the last that is learnt, its sample, and what the
+        others, if there are any, make of that.
+    """
+    count = with_parameters(transforms, point)
+    learnt, fixed = transforms[:count], transforms[count:]
+    with torch.set_grad_enabled(reparameterized and torch.is_grad_enabled()):
+        if learnt:
+            _check_transforms(base)
+            base, point = transformed(base, learnt), apply(learnt, point)
+        return base, point, Image.of(fixed, point, slopes=reparameterized) if fixed else None
 
 
 def check_score(dist: Distribution, x: Tensor | None) -> None:

@@ -112,8 +112,9 @@ class TPBase(Propagator):
             ivw_target: where variances are compared: ``"parameters"``, all that the segment
                 before this sample reaches (its incoming samples where it reaches none);
                 a module or parameters, some of them; tensors expanded over the particles, [P, ...]
-                each; ``"node"``, this sample itself, one weight for each coordinate (cheapest;
-                one weight for all coordinates that share a log-density, but for normal ones).
+                each; ``"node"``, this sample itself before fixed transforms, one weight for each
+                coordinate (cheapest; where it has more coordinates than log-densities, and is not
+                normal, a single weight).
             k_interval: weights are computed at every ``k_interval``-th node only, counted from
                 the last, and kept in between.
             weighting: ``"inverse-variance"``; ``"covariance"``, the weights of least variance for
@@ -131,7 +132,9 @@ class TPBase(Propagator):
         Raises:
             TypeError: if the distribution has no ``rsample`` or is not described, or for a wrong
                 target, or if it is not normal where that is asked for.
-            ValueError: for a wrong target, interval or name.
+            ValueError: for a wrong target, interval or name; if the particles have not each their
+                own noise; if the support depends on what is learnt (see
+                :class:`~lightning_proppo.propagators.lr.LRBase`).
         """
         del node
         if not isinstance(k_interval, int) or k_interval < 1:
