@@ -238,13 +238,22 @@ class Tape:
             else:
                 force_targets, targets = node.get("force_targets"), node.get("targets")
             by_default = force_targets is None and targets is None
-            if type(sent) is dict and not sent and by_default:
-                message = None
-            else:
+            handed_on = None
+            if by_default and type(sent) is Container and sent is mailbox and "targets" not in sent:
+                # The node's own mailbox becomes the next one's: nobody else holds it.
+                handed_on = sent
+            message = None
+            if handed_on is None and not (type(sent) is dict and not sent and by_default):
                 message = as_message(sent, propagator)
             node.empty_mailbox()
             if clearing and (node.held is MARKS or node.get("clear", True)):
                 node.clear()
+            if handed_on is not None and len(handed_on):
+                index = i + default[0]
+                if 0 <= index < len(nodes) and nodes[index].mail is None:
+                    nodes[index].mail = handed_on
+                    continue
+                message = Message(container=handed_on)
             if message is None:
                 continue
             for target, container in message.messages():

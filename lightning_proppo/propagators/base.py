@@ -295,32 +295,72 @@ class ComboProp(SequenceProp):
 
     def backward_impl(self, node: Any, message: Any) -> Any:
         """Apply the backward computations in reverse order, each on the message so far."""
-        return self._apply("backward", node, message, True)
+        return self._apply("backward", node, Container(message), True)
 
     def raw_compute(self, kind: str, node: Container, message: Container, reverse: bool) -> Any:
         """Run ``<kind>_impl`` if there is one, else the constituents' in sequence."""
         computation = getattr(self, f"{kind}_impl", None)
         if computation is not None:
             return computation(node, message)
-        return self._apply(kind, node, message, reverse)
+        return self._apply(kind, node, Container(message), reverse)
+
+    def activation(self, kind: str, reverse: bool) -> Callable[[Any, Any], Any] | None:
+        """Return a function that writes into the message that it is given, and may return it."""
+        own = getattr(self, f"{kind}_impl", None)
+        overridden = own is not None and not _inherits(own, ComboProp.backward_impl)
+        if overridden or not (
+            _inherits(self.compute, Propagator.compute)
+            and _inherits(self.raw_compute, ComboProp.raw_compute)
+        ):
+            return super().activation(kind, reverse)
+        parts = self._parts(kind, reverse)
+
+        def activate(node: Any, message: Any) -> Any:
+            if type(message) is not Container:
+                message = Container(message)
+            total = self._in_turn(parts, kind, node, message, reverse)
+            return message if total is None else total
+
+        return activate
+
+    def _parts(self, kind: str, reverse: bool) -> list[Propagator]:
+        """Return the constituents that do not just pass the message on, in order."""
+        every = reversed(self.propagators) if reverse else self.propagators
+        return [propagator for propagator in every if not passes_on(propagator, kind)]
 
     def _apply(self, kind: str, node: Container, message: Container, reverse: bool) -> Message:
-        total = Message(message)
-        for propagator in reversed(self.propagators) if reverse else self.propagators:
-            if passes_on(propagator, kind):
-                continue
-            incoming = total.main()
-            sent = propagator.raw_compute(kind, node, incoming, reverse)
+        total = self._in_turn(self._parts(kind, reverse), kind, node, message, reverse)
+        return Message(container=message) if total is None else total
+
+    @staticmethod
+    def _in_turn(
+        parts: Sequence[Propagator], kind: str, node: Container, main: Container, reverse: bool
+    ) -> Message | None:
+        """Apply computations, each on the message so far, which is written into.
+
+        Returns:
+            What is to be sent; None for ``main`` itself, which is the ordinary case.
+        """
+        total: Message | None = None
+        for propagator in parts:
+            if total is not None:
+                main = total.main()
+            sent = propagator.raw_compute(kind, node, main, reverse)
             if sent is None:
                 continue
-            if sent is incoming:
+            if total is None:
+                # What all that follows this comes down to.
+                if type(sent) is dict and "targets" not in sent:
+                    main.update(sent)
+                    continue
+                if sent is main and "targets" not in main:
+                    continue
+                total = Message(container=main)
+            if sent is main:
                 # What is handed back as it came has been changed in place, if at all.
-                targets = incoming.pop("targets", None)
+                targets = main.pop("targets", None)
                 if targets is not None:
                     total.retarget(next(iter(total.targets())), targets)
-                continue
-            if type(sent) is dict and "targets" not in sent and [*total.targets()] == [None]:
-                incoming.update(sent)  # the ordinary case, to which all that follows comes down
                 continue
             sent = as_message(sent, propagator)
             if not reverse:
