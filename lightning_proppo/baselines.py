@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
-@torch.no_grad()
 def mean_baseline(local_losses: Tensor, node: Any = None) -> Tensor:
     r"""Subtract from each particle's loss the mean of all the others.
 
     .. math:: L_i - \frac{1}{P - 1} \sum_{j \ne i} L_j
+              = \frac{P}{P - 1} (L_i - \bar L)
 
     The baseline of a particle does not depend on it, so it adds no bias.
 
@@ -33,8 +32,8 @@ def mean_baseline(local_losses: Tensor, node: Any = None) -> Tensor:
             "local_losses must have at least 2 particles for a leave-one-out baseline; got shape "
             f"{list(local_losses.shape)}. Use more particles, or baseline=False."
         )
-    total = local_losses.sum(0, keepdim=True)
-    return local_losses - (total - local_losses) / (particles - 1)
+    losses = local_losses.detach()
+    return (losses - losses.mean(0, keepdim=True)) * (particles / (particles - 1))
 
 
 def no_baseline(local_losses: Tensor, node: Any = None) -> Tensor:

@@ -62,4 +62,6 @@ def _mean_losses(losses: Tensor, like: Tensor) -> Tensor:
             f"log_prob has shape {list(like.shape)}. Is this node left from an earlier, abandoned "
             "rollout (call manager.reset() after one), or the batch axis not the first?"
         )
-    return losses.detach().reshape(particles, *[1] * (like.dim() - 1)) / particles
+    if losses.dim() != like.dim() or losses.dim() != 2:
+        losses = losses.reshape(particles, *[1] * (like.dim() - 1))
+    return losses.detach() / particles

@@ -9,6 +9,7 @@ parameters, whose gradients a :class:`Pullback` collects for whoever started the
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -21,6 +22,8 @@ from lightning_proppo.errors import PropagationError
 _AccumulateGrad: Any = type(
     torch.zeros((), requires_grad=True).view(()).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
 )
+
+_run_engine: Any = getattr(torch.autograd.graph, "_engine_run_backward", None)
 
 # Set on a cut: the tape that made it (None until the tape has registered its node).
 _CUT_MARK = "_proppo_tape"
@@ -160,21 +163,36 @@ def vector_jacobian_product(
         cotangents: one for each output, of its shape.
         inputs: tensors or :class:`torch.autograd.graph.GradientEdge`.
     """
-    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
-    if not pairs or not inputs:
+    connected = [output.requires_grad for output in outputs]
+    if not all(connected):
+        outputs = [*itertools.compress(outputs, connected)]
+        cotangents = [*itertools.compress(cotangents, connected)]
+    if not outputs or not inputs:
         return [None] * len(inputs)
-    with hooks_muted([leaf for leaf in inputs if isinstance(leaf, Tensor)]):
-        # The graph is kept: segments may share it (an encoder used at every step), and it goes
-        # when the tape goes.
-        return list(
-            torch.autograd.grad(
-                [o for o, _ in pairs],
-                inputs,
-                [c for _, c in pairs],
-                retain_graph=True,
-                allow_unused=True,
-            )
-        )
+    hooked = [leaf for leaf in inputs if isinstance(leaf, Tensor) and leaf._backward_hooks]
+    if not hooked:
+        return list(_gradients(outputs, inputs, cotangents))
+    with hooks_muted(hooked):
+        return list(_gradients(outputs, inputs, cotangents))
+
+
+def _gradients(
+    outputs: Sequence[Tensor], inputs: Sequence[Any], cotangents: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    # The graph is kept: segments may share it (an encoder used at every step), and it goes when
+    # the tape goes.
+    if _run_engine is None:
+        return torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, allow_unused=True)
+    # The same, less its checks in Python, which take as long as a small segment does.
+    return _run_engine(
+        tuple(outputs),
+        tuple(cotangents),
+        True,  # retain_graph
+        False,  # create_graph
+        tuple(inputs),
+        allow_unreachable=True,
+        accumulate_grad=False,
+    )
 
 
 class Pullback:

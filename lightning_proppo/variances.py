@@ -126,16 +126,19 @@ def weights_from_variances(
     Returns:
         Finite weights that sum to one; see :func:`inverse_variance_weighting`.
     """
-    a = torch.nan_to_num(v1.double(), nan=torch.inf, posinf=torch.inf)
-    b = torch.nan_to_num(v2.double(), nan=torch.inf, posinf=torch.inf)
+    a, b = (
+        torch.nan_to_num(
+            v if v.dtype == torch.float64 else v.double(), nan=torch.inf, posinf=torch.inf
+        )
+        for v in (v1, v2)
+    )
     if covariance is not None:
         # Rounding of large variances must not make a covariance that cannot be.
         bound = a.sqrt() * b.sqrt()
         c = torch.nan_to_num(covariance.double(), 0.0, 0.0, 0.0).clamp(-bound, bound)
         a, b = (a - c).clamp_min(0.0), (b - c).clamp_min(0.0)
-    k1 = (1.0 + a / b).reciprocal()
     # Of 0 / 0 half, and of infinity / infinity one.
-    k1 = torch.where(b == torch.inf, 1.0, torch.nan_to_num(k1, 0.5))
+    k1 = torch.nan_to_num((a / b + 1.0).reciprocal(), 0.5).masked_fill(b == torch.inf, 1.0)
     return k1, 1.0 - k1
 
 
@@ -152,11 +155,21 @@ def mix(
     A weight of zero silences values that are not finite; ``None`` counts as zero.
     """
     none1, none2 = k1 == 0, k2 == 0
+    of_dtype: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
     mixed: list[Tensor | None] = []
     for a, b in zip(x1, x2, strict=True):
-        if a is not None:
-            a = torch.where(none1, 0.0, k1.to(a.dtype) * a)
-        if b is not None:
-            b = torch.where(none2, 0.0, k2.to(b.dtype) * b)
-        mixed.append(b if a is None else a if b is None else a + b)
+        some = b if a is None else a
+        if some is None:
+            mixed.append(None)
+            continue
+        if some.dtype not in of_dtype:
+            of_dtype[some.dtype] = k1.to(some.dtype), k2.to(some.dtype)
+        of_a, of_b = of_dtype[some.dtype]
+        if a is None or b is None:
+            none, k = (none1, of_a) if b is None else (none2, of_b)
+            mixed.append(torch.where(none, 0.0, k * some))
+        else:
+            first, second = of_a * a, of_b * b
+            either = torch.where(none2, first, first + second)
+            mixed.append(torch.where(none1, second, either))
     return mixed
