@@ -1,9 +1,8 @@
-r"""What particles contribute to a gradient, kept small, and sums of products of contributions.
+r"""What particles contribute to a gradient, kept small, and sums of squares of contributions.
 
 P particles, T positions (of a sequence, an image, or several uses of one layer), G groups. K sets
-of contributions :math:`g^a_i` come from K cotangents of one graph; their *products* are
-:math:`\sum_i \langle g^a_i, g^b_i \rangle` for every pair a <= b, a list in the order of
-:func:`pairs`, of float64 scalars.
+of contributions :math:`g^k_i` come from K cotangents of one graph; their *squares* are
+:math:`\sum_i |g^k_i|^2`, a list of K float64 scalars.
 """
 
 from __future__ import annotations
@@ -248,31 +247,25 @@ def same(x: Any, y: Any) -> bool:
 
 
 @dataclass
-class _Products:
-    """Remembers products of factors, which several sets have in common."""
+class _Once:
+    """Remembers what a function made of factors, which several sets have in common."""
 
-    product: Callable[[Tensor, Tensor], Tensor]
-    known: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    function: Callable[[Tensor], Tensor]
+    known: dict[int, Tensor] = field(default_factory=dict)
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        key = (id(x), id(y))
-        if key not in self.known:
-            self.known[key] = self.product(x, y)
-        return self.known[key]
-
-
-def pairs(sets: int) -> list[tuple[int, int]]:
-    """Return the pairs (a, b) of K sets with a <= b."""
-    return [(a, b) for a in range(sets) for b in range(a, sets)]
+    def __call__(self, x: Tensor) -> Tensor:
+        if id(x) not in self.known:
+            self.known[id(x)] = self.function(x)
+        return self.known[id(x)]
 
 
-def inner_products(rows: Sequence[Tensor]) -> list[Tensor]:
-    """Return the products of K tensors of one shape."""
-    return [(rows[a] * rows[b]).sum() for a, b in pairs(len(rows))]
+def squares(rows: Sequence[Tensor]) -> list[Tensor]:
+    """Return the sums of squares of K tensors."""
+    return [(own * own).sum() for own in rows]
 
 
 def add_up(parts: Iterable[list[Tensor]]) -> list[Tensor]:
-    """Add lists of products, pair by pair."""
+    """Add lists of squares, set by set."""
     total: list[Tensor] = []
     for part in parts:
         total = [x + y for x, y in zip(total, part, strict=True)] if total else part
@@ -299,8 +292,8 @@ def _positions_together(factors: Sequence[list[Factor]], start: int, stop: int) 
     return [done[id(own)] for own in factors]
 
 
-def outer_products(sets: Sequence[Sequence[OuterProducts]]) -> list[Tensor]:
-    """Return the products of sums of outer products, the cheaper way.
+def outer_squares(sets: Sequence[Sequence[OuterProducts]]) -> list[Tensor]:
+    """Return the squares of sums of outer products, the cheaper way.
 
     Args:
         sets: for each cotangent, the uses of one operand: equally many, of one ``matrix``.
@@ -316,32 +309,30 @@ def outer_products(sets: Sequence[Sequence[OuterProducts]]) -> list[Tensor]:
         left = _positions_together(lefts, start, stop)
         right = _positions_together(rights, start, stop)
         if not by_position:
-            return inner_products([x.mT @ y for x, y in zip(left, right, strict=True)])
-        product = _row_products if positions == 1 else _position_products
-        of_left, of_right = _Products(product), _Products(product)
-        return [
-            (of_left(left[a], left[b]) * of_right(right[a], right[b])).sum()
-            for a, b in pairs(len(sets))
-        ]
+            return squares([x.mT @ y for x, y in zip(left, right, strict=True)])
+        of_left, of_right = (
+            _Once(_row_squares if positions == 1 else _position_products) for _ in range(2)
+        )
+        return [(of_left(x) * of_right(y)).sum() for x, y in zip(left, right, strict=True)]
 
     limits = portions(sets[0][0].particles, each * len(sets))
     return add_up(of_portion(*limit) for limit in limits)
 
 
-def _row_products(x: Tensor, y: Tensor) -> Tensor:
-    return (x * y).sum(-1)
+def _row_squares(x: Tensor) -> Tensor:
+    return (x * x).sum(-1)
 
 
-def _position_products(x: Tensor, y: Tensor) -> Tensor:
-    return x @ y.mT
+def _position_products(x: Tensor) -> Tensor:
+    return x @ x.mT
 
 
-def row_products(sets: Sequence[Sequence[EmbeddingRows]]) -> list[Tensor]:
-    """Return the products of sums of a table's rows; see :func:`outer_products`."""
+def row_squares(sets: Sequence[Sequence[EmbeddingRows]]) -> list[Tensor]:
+    """Return the squares of sums of a table's rows; see :func:`outer_squares`."""
     positions = sum(part.indices.shape[1] for part in sets[0])
     size = sets[0][0].values.shape[2]
     if positions**2 > sets[0][0].rows * size:
-        return dense_products(sets)
+        return dense_squares(sets)
     indices = _distinct([[part.indices for part in parts] for parts in sets])
 
     def of_portion(start: int, stop: int) -> list[Tensor]:
@@ -349,22 +340,21 @@ def row_products(sets: Sequence[Sequence[EmbeddingRows]]) -> list[Tensor]:
             torch.cat([part.values[start:stop] for part in parts], 1).double() for parts in sets
         ]
         together = {id(own): torch.cat([k[start:stop] for k in own], 1) for own in indices}
-        equal = _Products(lambda x, y: x.unsqueeze(2) == y.unsqueeze(1))
-        found = [together[id(own)] for own in indices]
+        equal = _Once(lambda found: found.unsqueeze(2) == found.unsqueeze(1))
         return [
-            (equal(found[a], found[b]) * (values[a] @ values[b].mT)).sum()
-            for a, b in pairs(len(sets))
+            (equal(together[id(own)]) * (x @ x.mT)).sum()
+            for own, x in zip(indices, values, strict=True)
         ]
 
     limits = portions(sets[0][0].particles, len(sets) * positions * (2 * positions + size))
     return add_up(of_portion(*limit) for limit in limits)
 
 
-def dense_products(sets: Sequence[Sequence[Contribution]]) -> list[Tensor]:
-    """Return the products of sums of any contributions, formed portion by portion."""
+def dense_squares(sets: Sequence[Sequence[Contribution]]) -> list[Tensor]:
+    """Return the squares of sums of any contributions, formed portion by portion."""
 
     def of_portion(start: int, stop: int) -> list[Tensor]:
-        return inner_products([sum_dense(parts, start, stop).double() for parts in sets])
+        return squares([sum_dense(parts, start, stop).double() for parts in sets])
 
     each = sum(part.size() for parts in sets for part in parts)
     return add_up(of_portion(*limit) for limit in portions(sets[0][0].particles, each))
@@ -382,11 +372,11 @@ def sum_dense(parts: Sequence[Contribution], start: int, stop: int) -> Tensor:
     return total
 
 
-def products(sets: Sequence[Sequence[Contribution]]) -> list[Tensor]:
-    """Return the products of sums of contributions to one operand, the cheapest way."""
+def squares_of_sums(sets: Sequence[Sequence[Contribution]]) -> list[Tensor]:
+    """Return the squares of sums of contributions to one operand, the cheapest way."""
     size = len(sets[0])
     outer = [[part for part in parts if isinstance(part, OuterProducts)] for parts in sets]
     if len(outer[0]) == size and len({part.matrix for part in outer[0]}) == 1:
-        return outer_products(outer)
+        return outer_squares(outer)
     rows = [[part for part in parts if isinstance(part, EmbeddingRows)] for parts in sets]
-    return row_products(rows) if len(rows[0]) == size else dense_products(sets)
+    return row_squares(rows) if len(rows[0]) == size else dense_squares(sets)

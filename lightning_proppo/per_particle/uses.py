@@ -18,10 +18,9 @@ from lightning_proppo.per_particle.contributions import (
     Contribution,
     Dense,
     add_up,
-    inner_products,
-    pairs,
     portions,
-    products,
+    squares,
+    squares_of_sums,
     sum_dense,
 )
 from lightning_proppo.per_particle.fallback import (
@@ -59,6 +58,19 @@ class Answers(NamedTuple):
     outputs: Sequence[Tensor]
     cotangents: Sequence[Tensor]
 
+    def __add__(self, other: Answers) -> Answers:  # type: ignore[override]
+        """Return what the sum of both cotangents is answered with."""
+        return Answers(
+            _sums(self.edges, other.edges),
+            _sums(self.totals, other.totals),
+            [*self.outputs, *other.outputs],
+            [*self.cotangents, *other.cotangents],
+        )
+
+
+def _sums(x: Sequence[Tensor | None], y: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [b if a is None else a if b is None else a + b for a, b in zip(x, y, strict=True)]
+
 
 class Moments(NamedTuple):
     r"""Summed variances and covariance of two per-particle gradients, float64 scalars.
@@ -66,12 +78,13 @@ class Moments(NamedTuple):
     Attributes:
         first: :math:`\sum_i |f_i - \bar f|^2`.
         second: :math:`\sum_i |s_i - \bar s|^2`.
-        covariance: :math:`\sum_i \langle f_i - \bar f, s_i - \bar s \rangle`.
+        covariance: :math:`\sum_i \langle f_i - \bar f, s_i - \bar s \rangle`; None if it was not
+            asked for.
     """
 
     first: Tensor
     second: Tensor
-    covariance: Tensor
+    covariance: Tensor | None
 
 
 @dataclass
@@ -115,29 +128,26 @@ class ParameterUses:
             outputs: the segment's tensors that were pulled from, [P, ...] each.
             cotangents: what they were pulled with.
         """
-        answers = Answers(edge_cotangents, totals, outputs, cotangents)
-        return self.covariances([answers])[0].clamp_min(0.0)
+        return self.variances([Answers(edge_cotangents, totals, outputs, cotangents)])[0]
 
-    def moments(self, first: Answers, second: Answers) -> Moments:
+    def moments(self, first: Answers, second: Answers, with_covariance: bool = False) -> Moments:
         """Return both summed variances, and the summed covariance, over all parameters.
 
         What the segment's own tensors contribute is computed once for both.
         """
-        of_first, covariance, of_second = self.covariances([first, second])
-        return Moments(of_first.clamp_min(0.0), of_second.clamp_min(0.0), covariance)
+        if not with_covariance:
+            return Moments(*self.variances([first, second]), None)
+        of_first, of_second, of_sum = self.variances([first, second, first + second])
+        return Moments(of_first, of_second, (of_sum - of_first - of_second) / 2)
 
-    def covariances(self, sets: Sequence[Answers]) -> list[Tensor]:
-        r"""Return :math:`\sum_i \langle g^a_i - \bar g^a, g^b_i - \bar g^b \rangle`, in float64.
+    def variances(self, sets: Sequence[Answers]) -> list[Tensor]:
+        r"""Return :math:`\sum_i |g^k_i - \bar g^k|^2` over all parameters, K float64 scalars.
 
         Args:
             sets: K pull-backs through the segment.
-
-        Returns:
-            Scalars over all parameters, for each pair a <= b of sets: (0, 0), (0, 1), ..., (1, 1),
-            ...; those of a set with itself may be negative by rounding.
         """
         known = [total for answers in sets for total in answers.totals if total is not None]
-        device = known[0].device if known else torch.device("cpu")
+        found: list[list[Tensor]] = []
         if known and self.particles > 1:
             if self.unsupported:
                 return self._one_by_one(sets)
@@ -145,9 +155,11 @@ class ParameterUses:
             found = [*self._of_plain(sets, parts), *self._of_rows_apart(sets)]
             if any(parts[k] is not None for k in self.plan.composite_entries):
                 found.append(self._of_composite(sets, parts))
-            if found:
-                return add_up(found)
-        return [torch.zeros((), dtype=torch.float64, device=device) for _ in pairs(len(sets))]
+        if not found:
+            device = known[0].device if known else torch.device("cpu")
+            return [torch.zeros((), dtype=torch.float64, device=device) for _ in sets]
+        # A small difference of large numbers may be negative by rounding.
+        return [total.clamp_min(0.0) for total in add_up(found)]
 
     def _contributions(self, sets: Sequence[Answers]) -> list[list[Contribution] | None]:
         """Return, for each entry, each set's contribution; None where no cotangent arrived."""
@@ -189,11 +201,11 @@ class ParameterUses:
                 for own, of_set in zip(together, by_set, strict=True):
                     own.append(sum_dense(of_set, 0, self.particles))
                 continue
-            results.append(products(by_set))
+            results.append(squares_of_sums(by_set))
             results.append(_of_means(totals, self.particles))
         if together[0]:
             rows = [_side_by_side(own) for own in together]
-            results.append(inner_products([own - own.mean(0, keepdim=True) for own in rows]))
+            results.append(squares([own - own.mean(0, keepdim=True) for own in rows]))
         return results
 
     def _of_rows_apart(self, sets: Sequence[Answers]) -> list[list[Tensor]]:
@@ -231,7 +243,7 @@ class ParameterUses:
                     for k in range(len(sets))
                 ]
             )
-        return sums.covariances(self.particles)
+        return sums.centred(self.particles)
 
     def _pull_through(
         self, operands: dict[Place, Tensor], parameters: Sequence[Tensor]
@@ -279,15 +291,15 @@ class ParameterUses:
                     for pair in pulled
                 ]
             )
-        return sums.covariances(self.particles)
+        return sums.centred(self.particles)
 
 
 class _Sums:
-    """Adds up portions of per-particle gradients, and their products."""
+    """Adds up portions of per-particle gradients, and their squares."""
 
     def __init__(self, sets: int) -> None:
         self.sets = sets
-        self.products: list[Tensor] = []
+        self.squares: list[Tensor] = []
         self.totals: list[dict[int, Tensor]] = [{} for _ in range(sets)]  # by parameter
 
     def add(self, gradients: Sequence[Sequence[Tensor | None]]) -> None:
@@ -298,16 +310,16 @@ class _Sums:
                 continue
             whole = [torch.zeros_like(some) if g is None else g for g in each]
             rows = [g.double() for g in whole]
-            self.products = add_up([self.products, inner_products(rows)])
+            self.squares = add_up([self.squares, squares(rows)])
             for totals, own in zip(self.totals, rows, strict=True):
                 have = totals.get(number)
                 totals[number] = own.sum(0) if have is None else have + own.sum(0)
 
-    def covariances(self, particles: int) -> list[Tensor]:
-        """Return what is left of the products after centring."""
-        if not self.products:  # no gradient arrived anywhere
-            return [torch.zeros((), dtype=torch.float64) for _ in pairs(self.sets)]
-        results = [self.products]
+    def centred(self, particles: int) -> list[Tensor]:
+        """Return what is left of the squares after centring."""
+        if not self.squares:  # no gradient arrived anywhere
+            return [torch.zeros((), dtype=torch.float64) for _ in range(self.sets)]
+        results = [self.squares]
         for number in self.totals[0]:
             results.append(_of_means([totals[number] for totals in self.totals], particles))
         return add_up(results)
@@ -337,14 +349,14 @@ def _contribution(planned: PlannedEntry, entry: Entry, b: Tensor) -> Contributio
 
 
 def _of_means(totals: Sequence[Tensor | None], particles: int) -> list[Tensor]:
-    """Return the products of sums over particles, divided by P: what centring takes away."""
+    """Return the squares of sums over particles, divided by P: what centring takes away."""
     some = next(total for total in totals if total is not None)
     rows = []
     for total in totals:
         total = torch.zeros_like(some) if total is None else total
         total = total.to_dense() if total.layout != torch.strided else total
         rows.append(total.double())
-    return [product / -particles for product in inner_products(rows)]
+    return [square / -particles for square in squares(rows)]
 
 
 def _side_by_side(rows: Sequence[Tensor]) -> Tensor:

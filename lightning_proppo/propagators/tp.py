@@ -326,14 +326,13 @@ class TPBase(Propagator):
         if uses is not None and uses.parameters:
             first = Answers(lr_edges, lr_totals, lr.outputs, _rows(lr.independent, part))
             second = Answers(rp_edges, rp_totals, rp.outputs, _rows(rp.independent, part))
-            moments = uses.moments(first, second)
+            moments = uses.moments(first, second, with_covariance)
             if part is not None:
                 return weights_from_variances(
                     moments.first + _centring(lr_totals, part),
                     moments.second + _centring(rp_totals, part),
                 )
-            covariance = moments.covariance if with_covariance else None
-            return weights_from_variances(moments.first, moments.second, covariance)
+            return weights_from_variances(*moments)
         pairs = [
             _filled(a, b)
             for a, b in zip(lr_expanded, rp_expanded, strict=True)

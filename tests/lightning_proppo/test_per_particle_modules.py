@@ -413,7 +413,7 @@ def moments(output: Tensor, cotangents: list[Tensor], parameters: list[Tensor]) 
     for cotangent in cotangents:
         answers = vector_jacobian_product([output], [cotangent], [*parameters, *uses.edges])
         sets.append(Answers(answers[size:], answers[:size], [output], [cotangent]))
-    found = uses.moments(*sets)
+    found = uses.moments(*sets, with_covariance=True)
     alone = [uses.variance(*answers) for answers in sets]
     torch.testing.assert_close(found[:2], tuple(alone), rtol=1e-11, atol=0.0)
     return uses, found

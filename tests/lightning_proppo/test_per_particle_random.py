@@ -167,7 +167,7 @@ def run(particles: int, steps: list[Callable[[Program, Tensor], Tensor]], join: 
             rows.append(torch.cat([g.flatten() for g in flat]))
         gradients = torch.stack(rows)
         each.append(gradients - gradients.mean(0))
-    found = uses.moments(*sets)
+    found = uses.moments(*sets, with_covariance=True)
     first, second = each
     scale = (first.norm() * second.norm()).item() + 1e-3
     torch.testing.assert_close(found.first, first.square().sum(), rtol=1e-9, atol=1e-12)
