@@ -376,6 +376,20 @@ class Node(Container):
     def _contents(self, contents: dict[Any, Any]) -> None:
         self.held = contents
 
+    # Reading makes no contents.
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return the value of ``key``, or ``default`` where there is none."""
+        item = self.held.get(key, default)
+        return item.get() if isinstance(item, Content) else item
+
+    def __getitem__(self, key: Any) -> Any:
+        item = self.held[key]
+        return item.get() if isinstance(item, Content) else item
+
+    def __contains__(self, key: Any) -> bool:
+        return key in self.held
+
     @property
     def messages(self) -> Container:
         """The mailbox."""

@@ -182,7 +182,9 @@ def _gradients(
     # The graph is kept: segments may share it (an encoder used at every step), and it goes when
     # the tape goes.
     if _run_engine is None:
-        return torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, allow_unused=True)
+        return torch.autograd.grad(
+            outputs, inputs, cotangents, retain_graph=True, allow_unused=True
+        )
     # The same, less its checks in Python, which take as long as a small segment does.
     return _run_engine(
         tuple(outputs),

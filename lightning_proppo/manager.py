@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,7 +88,16 @@ class PropagationManager:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or a manager in another process, starts without a rollout."""
-        rollout = ("_tape", "_finished", "_costs", "_graph_in_costs", "_unrecorded_costs", "_next")
+        rollout = (
+            "_tape",
+            "_finished",
+            "_costs",
+            "_graph_in_costs",
+            "_only_plain_costs",
+            "_particles",
+            "_unrecorded_costs",
+            "_next",
+        )
         state = {name: value for name, value in vars(self).items() if name not in rollout}
         return {**state, "undifferentiated": 0}
 
@@ -127,6 +136,8 @@ class PropagationManager:
         self._finished = False
         self._costs: list[Tensor] = []
         self._graph_in_costs = False
+        self._only_plain_costs = True
+        self._particles: int | None = None  # of plain costs
         self._unrecorded_costs: list[Tensor] = []
         # What the last call chose for the next one: recorded calls and evaluations apart.
         self._next: dict[bool, str | Propagator | None] = {True: None, False: None}
@@ -217,6 +228,15 @@ class PropagationManager:
             ValueError: if there are no particles; for LR and TP, if the distribution's support
                 depends on parameters (e.g. a uniform one's learnt edges), which no score tells of.
         """
+        if not kwargs and self._next[True] is None and torch.is_grad_enabled():
+            try:
+                sample = self.default_propagator.attached(dist)
+            except BaseException:
+                self._end_by_error()
+                raise
+            if sample is not None:
+                self._open_tape().calls += 1
+                return sample
         return self.forward(None, dist=dist, **kwargs)
 
     def append_loss(
@@ -244,15 +264,29 @@ class PropagationManager:
                 f"{type(node.propagator).__name__} must output one cost for each particle; "
                 f"got {costs!r}."
             )
+        plain = node.propagator.plain_costs(node) if node.propagator is not None else None
+        column = costs.detach() if plain is None else plain
         # In 32 bits at least: a sum over particles is beyond what 16 hold.
-        column = costs.detach()
         if column.dtype.itemsize < 4:
             column = column.float()
-        total = column.sum() / column.shape[0]
+        particles = column.shape[0]
+        total = column.sum() / particles
         if not torch.is_grad_enabled():
             self._unrecorded_costs.append(total)
             return costs
         self._costs.append(total)
+        if plain is None:
+            self._only_plain_costs = False
+        elif self._particles not in (None, particles):
+            expected = self._particles
+            self._end_by_error()
+            raise ValueError(
+                "costs of one rollout must have the same number of particles; got "
+                f"{expected} and then {particles}. If an earlier rollout was abandoned, call "
+                "manager.reset() after it."
+            )
+        else:
+            self._particles = particles
         before = node.get("pre_output")
         self._graph_in_costs |= not isinstance(before, Tensor) or before.requires_grad
         return costs
@@ -287,10 +321,12 @@ class PropagationManager:
                 "loss: nothing was recorded since the last loss. Draw the rollout's samples with "
                 "manager.sample(...), and call loss once for each rollout."
             )
-        value, closed = self._close("loss", costs, kwargs)
-        self.last_cost = value
-        # Without parameters there is nothing to differentiate, and no pass will ever come.
-        self.undifferentiated += bool(closed.parameters)
+        try:
+            value = self._total_cost("loss", costs, kwargs)
+            closed = None if self._is_plain() else ClosedTape(self._tape, "loss")
+        finally:
+            self._forget_rollout()
+        self.last_cost = value.detach()
         generation = self._generation
 
         def report(statistics: dict[str, list[Tensor]], first: bool) -> None:
@@ -298,7 +334,14 @@ class PropagationManager:
             if first and generation == self._generation:
                 self.undifferentiated -= 1
 
-        return HandOver.apply(closed, report, value, *closed.parameters)
+        # Without parameters there is nothing to differentiate, and no pass will ever come.
+        if closed is not None:
+            self.undifferentiated += bool(closed.parameters)
+            return HandOver.apply(closed, report, self.last_cost, *closed.parameters)
+        if value.requires_grad:
+            self.undifferentiated += 1
+            value.register_hook(_OnFirstCall(report))
+        return value
 
     def backward(
         self,
@@ -337,7 +380,11 @@ class PropagationManager:
         if loss is None and not self._costs:
             closed = ClosedTape(self._tape, "backward", takes_more=True)
         else:
-            self.last_cost, closed = self._close("backward", loss, {}, takes_more=True)
+            try:
+                self.last_cost = self._total_cost("backward", loss, {}).detach()
+                closed = ClosedTape(self._tape, "backward", takes_more=True)
+            finally:
+                self._forget_rollout()
         tape = closed.tape
         try:
             with torch.enable_grad():
@@ -416,7 +463,7 @@ class PropagationManager:
             self._unrecorded_costs = []
 
     def _refuse_costs(self, name: str) -> None:
-        means = [float(cost) for cost in self._costs]
+        means = [cost.detach().item() for cost in self._costs]
         wrong = [i for i, mean in enumerate(means) if not math.isfinite(mean)]
         came = "their sum overflows"
         if wrong:
@@ -427,31 +474,47 @@ class PropagationManager:
             "call manager.reset()."
         )
 
-    def _close(
-        self, name: str, costs: Any, kwargs: dict[str, Any], takes_more: bool = False
-    ) -> tuple[Tensor, ClosedTape]:
+    def _is_plain(self) -> bool:
+        """Return whether to differentiate the mean cost is all that the propagators would do."""
+        return (
+            self._only_plain_costs
+            and self._tape.recorded == len(self._costs)
+            and type(self.terminal_propagator) in (BackPropagator, type(None))
+        )
+
+    def _total_cost(self, name: str, costs: Any, kwargs: dict[str, Any]) -> Tensor:
+        """Return the mean cost of the rollout, with its graph where costs are plain."""
         if active_pullback() is not None:
             raise PropagationError(f"{name}: a backward pass is running already.")
-        try:
-            if costs is not None:
-                self.append_loss(costs, **kwargs)
-            if not self._costs:
-                raise PropagationError(
-                    f"{name}: there are no costs; pass costs, or append_loss them."
-                )
-            needs_graph = getattr(self.default_propagator, "uses_cost_gradient", False)
-            if needs_graph and not self._graph_in_costs:
-                raise PropagationError(
-                    f"{name}: {type(self.default_propagator).__name__} differentiates the costs, "
-                    "but they have no graph. Compute them from the samples with torch operations "
-                    "(no detach(), no numpy), or use LR."
-                )
-            value = torch.stack(self._costs).sum()
-            if not bool(torch.isfinite(value)):
-                self._refuse_costs(name)
-            return value, ClosedTape(self._tape, name, takes_more)
-        finally:
-            self._forget_rollout()
+        if costs is not None:
+            self.append_loss(costs, **kwargs)
+        if not self._costs:
+            raise PropagationError(f"{name}: there are no costs; pass costs, or append_loss them.")
+        needs_graph = getattr(self.default_propagator, "uses_cost_gradient", False)
+        if needs_graph and not self._graph_in_costs:
+            raise PropagationError(
+                f"{name}: {type(self.default_propagator).__name__} differentiates the costs, "
+                "but they have no graph. Compute them from the samples with torch operations "
+                "(no detach(), no numpy), or use LR."
+            )
+        value = self._costs[0] if len(self._costs) == 1 else torch.stack(self._costs).sum()
+        if not math.isfinite(value.detach().item()):
+            self._refuse_costs(name)
+        return value
+
+
+class _OnFirstCall:
+    """A gradient hook that reports a backward pass, without statistics."""
+
+    def __init__(self, report: Callable[[dict[str, list[Tensor]], bool], None]) -> None:
+        self.report = report
+        self.first = True
+
+    def __call__(self, gradient: Tensor) -> None:
+        """Report; the gradient is left as it is."""
+        del gradient
+        self.report({}, self.first)
+        self.first = False
 
 
 def _check_propagator(name: str, value: Any) -> None:

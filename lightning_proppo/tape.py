@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from lightning_proppo.containers import MARKS, Container, Message, Node, as_message
+from lightning_proppo.containers import MARKS, Container, Content, Message, Node, as_message
 from lightning_proppo.densities import floating_tensors
 from lightning_proppo.errors import PropagationError
 from lightning_proppo.graph import LeafIndex, is_cut, mark_cut, tape_of
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 # What most of a node's values are that are no tensors; nothing can be inside them.
-_ATOMS = (bool, int, float, str, type(None))
+_ATOMS = frozenset((bool, int, float, str, type(None)))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -42,11 +42,12 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 def _tensors_of(node: Node) -> list[Tensor]:
     """Return the tensors among a node's values, and in their dicts, lists and tuples."""
     found: list[Tensor] = []
-    for value in node.values():
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif not isinstance(value, _ATOMS):
-            found.extend(tensors_in(value))
+    for item in node.held.values():
+        kind = type(item)
+        if kind is Tensor:
+            found.append(item)
+        elif kind not in _ATOMS:
+            found.extend(tensors_in(item.get() if isinstance(item, Content) else item))
     return found
 
 

@@ -136,7 +136,8 @@ class ParameterUses:
         What the segment's own tensors contribute is computed once for both.
         """
         if not with_covariance:
-            return Moments(*self.variances([first, second]), None)
+            of_first, of_second = self.variances([first, second])
+            return Moments(of_first, of_second, None)
         of_first, of_second, of_sum = self.variances([first, second, first + second])
         return Moments(of_first, of_second, (of_sum - of_first - of_second) / 2)
 

@@ -19,16 +19,23 @@ def back_propagate(outputs: list[Tensor], cotangents: list[Tensor | None]) -> No
     Args:
         outputs: tensors; those that no gradient flows through are left out.
         cotangents: one for each, of its shape; None counts as zero.
+
+    Raises:
+        ValueError: for a cotangent of another shape.
     """
-    pairs = [
-        (output, cotangent)
-        for output, cotangent in zip(outputs, cotangents, strict=True)
-        if cotangent is not None and output.requires_grad
-    ]
-    if not pairs:
+    kept_outputs, kept_cotangents = [], []
+    for output, cotangent in zip(outputs, cotangents, strict=True):
+        if cotangent is None or not output.requires_grad:
+            continue
+        if cotangent.shape != output.shape:
+            raise ValueError(
+                "a message's 'grads' must have the shapes of its 'outputs'; got "
+                f"{list(cotangent.shape)} for {list(output.shape)}."
+            )
+        kept_outputs.append(output)
+        kept_cotangents.append(cotangent)
+    if not kept_outputs:
         return
-    kept_outputs = [output for output, _ in pairs]
-    kept_cotangents = [cotangent for _, cotangent in pairs]
     pullback = active_pullback()
     if pullback is None:
         torch.autograd.backward(kept_outputs, kept_cotangents)

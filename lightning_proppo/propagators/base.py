@@ -146,6 +146,16 @@ class Propagator:
             return lambda node, message: self.raw_compute(kind, node, message, reverse)
         return getattr(self, f"{kind}_impl", None)
 
+    def attached(self, dist: Any) -> Any:
+        """Return a sample [P, ...] that is left to PyTorch; None where samples make nodes."""
+        del dist
+        return None
+
+    def plain_costs(self, node: Container) -> Any:
+        """Return a loss node's costs [P, 1] if their mean's gradient is all it sends; else None."""
+        del node
+        return None
+
     def loss_propagator(self) -> Propagator:
         """Return the propagator for losses of rollouts that use this propagator."""
         from lightning_proppo.propagators.loss import LossProp
@@ -327,6 +337,12 @@ class ComboProp(SequenceProp):
         """Return the constituents that do not just pass the message on, in order."""
         every = reversed(self.propagators) if reverse else self.propagators
         return [propagator for propagator in every if not passes_on(propagator, kind)]
+
+    def is_made_of(self, *classes: type[Propagator]) -> bool:
+        """Return whether every constituent is of just one of these classes, with its defaults."""
+        return all(
+            type(part) in classes and not part.default_forward_kwargs for part in self.propagators
+        )
 
     def _apply(self, kind: str, node: Container, message: Container, reverse: bool) -> Message:
         total = self._in_turn(self._parts(kind, reverse), kind, node, message, reverse)

@@ -125,6 +125,13 @@ class LossProp(
 ):
     """:class:`LossBase`, then a baseline, then back-propagation; each may be switched off."""
 
+    def plain_costs(self, node: Any) -> Tensor | None:
+        """Return the costs [P, 1] with their graph, if nothing but a baseline is added to them."""
+        plain = type(self) is LossProp and type(self.propagators[0]) is BackPropagator
+        if plain and self.is_made_of(BackPropagator, BaselineProp, LossBase) and node["lossgrad"]:
+            return node["pre_output"]
+        return None
+
 
 class GSLossBase(
     ComboProp,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
+from lightning_proppo.propagators.backprop import BackPropagator
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
 from lightning_proppo.propagators.loss import LossProp
@@ -78,10 +81,22 @@ class RPBase(Propagator):
         return LossProp(baseline=False)
 
 
+_ATTACHED = {"detach": False}
+
+
 class RPProp(ComboProp, propagators=mcgrad_temp(backprop=True, base=RPBase)):
     """:class:`RPBase`, with back-propagation unless ``backprop=False``."""
 
     uses_cost_gradient = True
+
+    def attached(self, dist: Any) -> Tensor | None:
+        """Return what plain PyTorch draws, if that is all that is to be done."""
+        plain = type(self) is RPProp and self.default_forward_kwargs == _ATTACHED
+        if not plain or not self.is_made_of(BackPropagator, RPBase):
+            return None
+        dist = make_distribution(None, dist, None, None, "RP")
+        require_rsample(dist, "RP")
+        return attached_sample(dist, None)
 
     def loss_propagator(self) -> Propagator:
         """Return a loss without baseline: RP does not use the loss's value."""

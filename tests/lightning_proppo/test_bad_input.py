@@ -179,10 +179,8 @@ def test_costs_of_different_numbers_of_particles(name):
     manager = PropagationManager(name)
     x = manager.sample(step(start()))
     manager.append_loss(squares(x))
-    manager.append_loss(squares(x)[:4])
-    loss = manager.loss()
     with pytest.raises(ValueError, match=r"costs .* same number of particles; got 6 and then 4"):
-        loss.backward()
+        manager.loss(squares(x)[:4]).backward()
     assert_goes_on(manager, name)
 
 
@@ -633,7 +631,7 @@ def test_a_backward_computation_that_returns_no_message(wrong, wrap):
     [
         ({"outputs": [theta * 1.0]}, KeyError, ["'outputs' but no 'grads'"]),
         ({"outputs": [theta * 1.0], "grads": []}, ValueError, ["1 outputs and 0 grads"]),
-        ({"outputs": [theta * 1.0], "grads": [torch.ones(3)]}, RuntimeError, ["[3]", "[2]"]),
+        ({"outputs": [theta * 1.0], "grads": [torch.ones(3)]}, ValueError, ["[3]", "[2]"]),
         ({"targets": "before", "a": 1}, TypeError, ["targets must be an int", "'before'"]),
     ],
 )

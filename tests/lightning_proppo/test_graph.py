@@ -226,8 +226,18 @@ def test_outputs_without_graph_and_inputs_without_path_are_none():
     assert found[1] is None
     assert vector_jacobian_product([one], [one], [a, b]) == [None, None]
     assert vector_jacobian_product([a * 2.0], [one], []) == []
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(RuntimeError, match="1 tensors and 0 gradients"):
         vector_jacobian_product([a * 2.0], [], [a])
+
+
+def test_without_the_private_function_of_pytorch_the_gradients_are_the_same(monkeypatch):
+    a, b = leaf(3), leaf(3)
+    outputs, inputs = [(a * b).sin(), a * 2.0], [b, a]
+    cotangents = [torch.rand(3, dtype=torch.float64) for _ in outputs]
+    found = vector_jacobian_product(outputs, cotangents, inputs)
+    monkeypatch.setattr(graph, "_run_engine", None)
+    expected = vector_jacobian_product(outputs, cotangents, inputs)
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
 
 
 def test_a_graph_that_segments_share_may_be_pulled_through_again_and_again():

@@ -539,10 +539,8 @@ def test_costs_with_another_number_of_particles():
     manager = PropagationManager("RP")
     x = manager.sample(normal(torch.ones(4, 1).requires_grad_() * 2))
     manager.append_loss(x.square())
-    manager.append_loss(x[:2].square())
-    loss = manager.loss()
     with pytest.raises(ValueError, match="same number of particles"):
-        loss.backward()
+        manager.append_loss(x[:2].square())
 
 
 def test_one_particle_is_enough_for_rp_and_too_few_for_lr():

@@ -532,7 +532,9 @@ def test_covariance_where_each_pull_back_reaches_some_entries(make) -> None:
         gradients.append(torch.stack(rows) - torch.stack(rows).mean(0))
     first, second = gradients
     expected = first.square().sum(), second.square().sum(), (first * second).sum()
-    torch.testing.assert_close(tuple(uses.moments(*sets, with_covariance=True)), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        tuple(uses.moments(*sets, with_covariance=True)), expected, rtol=1e-9, atol=1e-12
+    )
     swapped = uses.moments(*reversed(sets), with_covariance=True)
     torch.testing.assert_close(swapped.covariance, expected[2], rtol=1e-9, atol=1e-12)
 
