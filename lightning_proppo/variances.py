@@ -90,6 +90,32 @@ def inverse_variance_weighting(
         raise ValueError(
             f"scalar_estimate=False weighs one tensor's coordinates; got {len(first)} tensors."
         )
+    if not with_covariance and all(t.dtype.itemsize <= 4 for t in (*first, *second)):
+        # Squares of 32-bit numbers do not overflow in 64 bits.
+        return weights_from_variances(
+            *(_squared_deviations(each, scalar_estimate) for each in (first, second))
+        )
+    return _scaled_weights(first, second, scalar_estimate, with_covariance)
+
+
+def _squared_deviations(gradients: Sequence[Tensor], scalar_estimate: bool) -> Tensor:
+    """Return the sums of squared deviations, of all coordinates or by coordinate, in float64."""
+    sums = []
+    for gradient in gradients:
+        wide = gradient.double()
+        deviations = wide - wide.mean(0, keepdim=True)
+        squares = deviations * deviations
+        sums.append(squares.sum() if scalar_estimate else squares.sum(0))
+    return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
+
+
+def _scaled_weights(
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    scalar_estimate: bool,
+    with_covariance: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the weights without squares that overflow."""
     d1, d2 = _centred(first), _centred(second)
     if not scalar_estimate:
         c1, c2 = d1[0].abs().amax(0), d2[0].abs().amax(0)

@@ -7,12 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_proppo.baselines import mean_baseline
+from lightning_proppo.baselines import mean_baseline, no_baseline
 from lightning_proppo.initializers import ChainInitTemplate, Init, Optional
 from lightning_proppo.propagators.backprop import BackPropagator
 from lightning_proppo.propagators.base import Propagator
 
 BaselineFunction = Callable[[Tensor, Any], Tensor]
+
+# Functions that look at nothing but the losses.
+_OF_LOSSES_ALONE = (mean_baseline, no_baseline)
 
 
 class BaselineProp(Propagator):
@@ -43,7 +46,8 @@ class BaselineProp(Propagator):
                     f"of such; got {function!r}."
                 )
         self.baseline_func = baseline_func
-        self._functions = functions
+        self._functions = tuple(functions)
+        self._lasting = all(function in _OF_LOSSES_ALONE for function in functions)
 
     def backward_impl(self, node: Any, message: Any) -> Any:
         """Apply the baseline; without a loss in the message there is nothing to do.
@@ -54,6 +58,14 @@ class BaselineProp(Propagator):
         if "local_loss" not in message:
             return message
         losses = baselined = message["local_loss"]
+        made_of = message.get("baselined")
+        if (
+            made_of is not None
+            and made_of[0] is losses
+            and made_of[1] == self._functions
+            and "baselined_loss" in message
+        ):
+            return None  # no cost has come since a later node did the same
         for function in reversed(self._functions):
             baselined = function(baselined, node)
             if not isinstance(baselined, Tensor) or baselined.shape != losses.shape:
@@ -67,7 +79,10 @@ class BaselineProp(Propagator):
                     f"{list(losses.shape)}; {getattr(function, '__name__', function)} returned "
                     f"{came}."
                 )
-        return {"baselined_loss": baselined}
+        sent: dict[str, Any] = {"baselined_loss": baselined}
+        if self._lasting:
+            sent["baselined"] = (losses, self._functions)
+        return sent
 
 
 # The slots of a Monte Carlo gradient estimator, as templates (Appendix D, listing 4).

@@ -468,6 +468,10 @@ def _weights_at_node(node: Any, lr: Pathway, rp: Pathway) -> Weights:
 
 def _mixed_cotangents(weights: Weights, lr: Pathway, rp: Pathway) -> dict[str, Any]:
     """Send the tensors of both ways with weighted cotangents, to be pulled back together."""
+    # Compared by identity: tensors' own equality is a tensor.
+    if [id(output) for output in lr.outputs] == [id(output) for output in rp.outputs]:
+        mixed = mix(weights[0], lr.cotangents, weights[1], rp.cotangents)
+        return {"outputs": Listed(*lr.outputs), "grads": Listed(*mixed)}
     k_lr, k_rp = weights
     outputs = [*lr.outputs, *rp.outputs]
     grads = [
