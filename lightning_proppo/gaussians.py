@@ -14,7 +14,7 @@ _JITTERS = (0.0, 1e-8, 1e-6, 1e-4)
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Return a context without autocast on the device of ``x``."""
     device = x.device.type
-    if not torch.amp.is_autocast_available(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return nullcontext()
     return torch.autocast(device, enabled=False)
 

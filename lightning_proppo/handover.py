@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_proppo.errors import PropagationError
+from lightning_proppo.gaussians import full_precision
 from lightning_proppo.graph import Pullback, activate, tape_of
 from lightning_proppo.tape import Tape
 
@@ -80,7 +82,12 @@ class ClosedTape:
         self.tape.keep = keep
         try:
             # A pass may start inside another thread or another pass; this one is its own.
-            with activate(Pullback(self.tape.index, defer=not self._cuts)) as pullback:
+            # Each operation's backward runs in the precision of its forward; sums over particles
+            # must not be cast where backward is called under autocast (manual optimization).
+            with (
+                full_precision(self.parameters[0]) if self.parameters else nullcontext(),
+                activate(Pullback(self.tape.index, defer=not self._cuts)) as pullback,
+            ):
                 remaining = self.tape.run("backward", message)
                 pullback.finish()
         except RuntimeError as error:

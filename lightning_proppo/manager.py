@@ -197,9 +197,14 @@ class PropagationManager:
     def sample(self, dist: Distribution, **kwargs: Any) -> Tensor:
         """Draw a sample and record it.
 
+        RP and TP need ``rsample``; LR takes every distribution. Samples are drawn, and their
+        log-densities computed, in 32 bits at least (all but ``"RP"``, which is what PyTorch does).
+        Under autocast a sample stays float32; in a pure 16-bit model it is rounded, once drawn, to
+        the dtype of the distribution's parameters. Samples of a :class:`Categorical` are integers.
+
         Args:
             dist: any ``torch.distributions.Distribution`` with particles first: its samples are
-                [P, ...].
+                [P, ...], its batch and event shapes of any number of axes.
             **kwargs: options as for :meth:`forward`, e.g. ``ivw_target`` with TP.
 
         Returns:
@@ -208,6 +213,8 @@ class PropagationManager:
         Raises:
             TypeError: if the estimator needs ``rsample`` and the distribution has none; if the
                 propagator draws no samples.
+            ValueError: if there are no particles; for LR and TP, if the distribution's support
+                depends on parameters (e.g. a uniform one's learnt edges), which no score tells of.
         """
         return self.forward(None, dist=dist, **kwargs)
 

@@ -12,8 +12,10 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from lightning_proppo.containers import Container, Message, Node
+from lightning_proppo.densities import floating_tensors
 from lightning_proppo.errors import PropagationError
 from lightning_proppo.graph import LeafIndex, is_cut, mark_cut, tape_of
 
@@ -259,6 +261,9 @@ class Tape:
                 if given is None:
                     given = {id(t) for t in tensors_in([x, dict(kwargs)])}
                     given |= {id(t) for t in _tensors_held(node.propagator)}
+                    for dist in kwargs.values():
+                        if isinstance(dist, Distribution):  # whose location may be such a leaf
+                            given |= {id(t) for t in floating_tensors(dist)}
                 if not isinstance(tensor, nn.Parameter) and id(tensor) not in given:
                     mark_cut(tensor, weakref.ref(self))
 

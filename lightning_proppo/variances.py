@@ -126,32 +126,37 @@ def weights_from_variances(
     Returns:
         Finite weights that sum to one; see :func:`inverse_variance_weighting`.
     """
-    finite1, finite2 = torch.isfinite(v1), torch.isfinite(v2)
-    a, b = torch.where(finite1, v1, 0.0), torch.where(finite2, v2, 0.0)
-    top = torch.maximum(a, b)
-    top = torch.where(top > 0, top, torch.ones_like(top))
-    a, b = a / top, b / top
+    a = torch.nan_to_num(v1.double(), nan=torch.inf, posinf=torch.inf)
+    b = torch.nan_to_num(v2.double(), nan=torch.inf, posinf=torch.inf)
     if covariance is not None:
         # Rounding of large variances must not make a covariance that cannot be.
-        bound = (a * b).sqrt()
-        c = torch.where(finite1 & finite2, covariance / top, 0.0).clamp(-bound, bound)
+        bound = a.sqrt() * b.sqrt()
+        c = torch.nan_to_num(covariance.double(), 0.0, 0.0, 0.0).clamp(-bound, bound)
         a, b = (a - c).clamp_min(0.0), (b - c).clamp_min(0.0)
-    total = a + b
-    k1 = torch.where(total > 0, b / torch.where(total > 0, total, torch.ones_like(total)), 0.5)
-    k1 = torch.where(finite1 & finite2, k1, torch.where(finite2, 0.0, 1.0).to(k1.dtype))
+    k1 = (1.0 + a / b).reciprocal()
+    # Of 0 / 0 half, and of infinity / infinity one.
+    k1 = torch.where(b == torch.inf, 1.0, torch.nan_to_num(k1, 0.5))
     return k1, 1.0 - k1
 
 
 def scaled(k: Tensor, x: Tensor) -> Tensor:
     """Return ``k * x``, where a weight of zero silences values that are not finite."""
-    return torch.where(k == 0, torch.zeros_like(x), k.to(x.dtype) * x)
+    return torch.where(k == 0, 0.0, k.to(x.dtype) * x)
 
 
-def mix(k1: Tensor, x1: Tensor | None, k2: Tensor, x2: Tensor | None) -> Tensor | None:
-    """Return ``k1 * x1 + k2 * x2``, where a weight of zero silences values that are not finite.
+def mix(
+    k1: Tensor, x1: Sequence[Tensor | None], k2: Tensor, x2: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Return ``k1 * x1 + k2 * x2`` for each pair of tensors.
 
-    ``None`` counts as zero.
+    A weight of zero silences values that are not finite; ``None`` counts as zero.
     """
-    if x1 is None:
-        return None if x2 is None else scaled(k2, x2)
-    return scaled(k1, x1) if x2 is None else scaled(k1, x1) + scaled(k2, x2)
+    none1, none2 = k1 == 0, k2 == 0
+    mixed: list[Tensor | None] = []
+    for a, b in zip(x1, x2, strict=True):
+        if a is not None:
+            a = torch.where(none1, 0.0, k1.to(a.dtype) * a)
+        if b is not None:
+            b = torch.where(none2, 0.0, k2.to(b.dtype) * b)
+        mixed.append(b if a is None else a if b is None else a + b)
+    return mixed

@@ -26,7 +26,15 @@ LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
 OUTERMOST = ("lightning_proppo.callbacks", "lightning_proppo.cli", "lightning_proppo.__main__")
 MATHEMATICS = tuple(
     f"lightning_proppo.{name}"
-    for name in ("baselines", "estimators", "gaussians", "mixtures", "quasi", "variances")
+    for name in (
+        "baselines",
+        "densities",
+        "estimators",
+        "gaussians",
+        "mixtures",
+        "quasi",
+        "variances",
+    )
 )
 # What a layer must not import, at run time or for its types' sake.
 FORBIDDEN = {

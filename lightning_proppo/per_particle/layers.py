@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_proppo.per_particle import rows
@@ -59,6 +60,21 @@ def _baddbmm(entry: Entry, b: Tensor) -> Tensor | Contribution:
 
 def _mv(entry: Entry, b: Tensor) -> Tensor:
     return (entry.rows(entry.function._saved_self) * entry.rows(b).unsqueeze(-1)).sum(1)
+
+
+def _triangular_solution(entry: Entry, b: Tensor) -> Tensor:
+    """Of A X = B, to A: the triangle of -(A^-T b_i) x_i^T, over the columns of particle i."""
+    function = entry.function
+    matrix, upper = function._saved_self, function._saved_upper
+    unit = function._saved_unitriangular
+    pulled = torch.linalg.solve_triangular(matrix.mT.conj(), b, upper=not upper, unitriangular=unit)
+    first, second = (
+        entry.rows(x).reshape(entry.particles, -1, *x.shape[-2:-1], x.shape[-1] // entry.particles)
+        for x in (pulled, function._saved_result)
+    )
+    whole = -(first @ second.mT).sum(1)
+    triangle = whole.triu(int(unit)) if upper else whole.tril(-int(unit))
+    return triangle.reshape(entry.particles, *entry.operand)
 
 
 def _layer_norm(entry: Entry, b: Tensor) -> Tensor:
@@ -153,6 +169,10 @@ add_rule("BmmBackward0", Rule(rows.matrix_product, _mm))
 add_rule("MvBackward0", Rule(rows.matrix_product, _mv))
 add_rule("AddmmBackward0", Rule(rows.added_matrix_product, _addmm))
 add_rule("BaddbmmBackward0", Rule(rows.added_matrix_product, _baddbmm))
+add_rule(
+    "LinalgSolveTriangularBackward0",
+    Rule(rows.triangular_solution, _triangular_solution, ("left",)),
+)
 add_rule("NativeLayerNormBackward0", Rule(rows.layer_norm, _layer_norm, ("normalized_shape",)))
 add_rule("NativeGroupNormBackward0", Rule(rows.images, _group_norm))
 add_rule("NativeBatchNormBackward0", Rule(rows.batch_norm, _batch_norm, ("training",)))

@@ -124,6 +124,23 @@ def matrix_product(step: Step) -> Layout | Verdict:
     return step.layout if step.slot == axis - rows else SHARED
 
 
+def triangular_solution(step: Step) -> Layout | Verdict:
+    """Of A X = B, or X A = B: slot 0 A, slot 1 B, both with batch axes; setting: whether A is left.
+
+    Columns of B (rows, where A is on the right) do not meet. One A on the left may be shared.
+    """
+    rank = len(step.result)
+    axis = step.layout.axis
+    if axis < rank - 2:
+        return elementwise(step)
+    if axis != (rank - 1 if step.settings[0] else rank - 2):
+        return MIXED
+    if step.slot == 0:
+        one = step.settings[0] and all(size == 1 for size in step.operand[:-2])
+        return SHARED if one else UNKNOWN
+    return step.layout if len(step.operand) == rank else UNKNOWN
+
+
 def added_matrix_product(step: Step) -> Layout | Verdict:
     """Slot 0 + slot 1 @ slot 2."""
     return (

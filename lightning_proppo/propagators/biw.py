@@ -52,7 +52,7 @@ def share_backward(
         the message.
     """
     sample, loc, scale = (
-        t.detach().reshape(t.shape[0], -1) for t in (draw.sample, draw.loc, draw.scale)
+        t.detach().reshape(t.shape[0], -1) for t in (draw.exact(), draw.loc, draw.scale)
     )
     shared = share_samples(sample, loc, scale, group_size)
     deviations, baseline = shared.deviations(losses)

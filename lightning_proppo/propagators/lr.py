@@ -18,9 +18,8 @@ from lightning_proppo.propagators.normal import (
 from lightning_proppo.propagators.pathways import lr_pathway, normal_lr_pathway
 from lightning_proppo.propagators.sampling import (
     DistParams,
-    log_density,
+    draw,
     make_distribution,
-    plain_sample,
 )
 
 
@@ -35,7 +34,14 @@ class LRBase(Propagator):
     .. math:: \frac{1}{P} \sum_i (L_i - b_i) \nabla_\beta \log p(x_i; \beta)
 
     Unbiased, also for costs without derivative and for discrete distributions; its variance grows
-    with the number of dimensions.
+    with the number of dimensions. The support must not move with what is learnt: where the density
+    jumps at an edge that does, the score is not the whole of the gradient (Mohamed et al. 2020,
+    "Monte Carlo gradient estimation in machine learning", Sec. 4.3.1). A ``dist`` whose support
+    depends on parameters is refused, so is noise around ``x`` that is discrete or uniform; noise of
+    other families with such an edge (exponential, half-normal) is not found out.
+
+    Transforms without parameters, e.g. the tanh of a squashed action, are taken for a part of the
+    costs, and the score is the base distribution's: that of a saturated action has no inverse.
     """
 
     def forward_impl(
@@ -62,22 +68,24 @@ class LRBase(Propagator):
 
         Raises:
             TypeError: if the distribution is not described.
-            ValueError: for an unknown noise.
+            ValueError: for an unknown noise; if the particles have not each their own noise; if the
+                support depends on what is learnt.
         """
         del node
         dist = make_distribution(x, dist, dist_class, dist_params, "LR")
         check_noise(noise, dist)
-        if normal_base(dist) is not None and not requires_grad:
-            draw = draw_normal(dist, x, noise)
-            output = cut(draw.sample, requires_grad=False)
-            return {"output": output, **draw.contents(), "register_node": True}
-        if noise == "independent":
-            sample = plain_sample(dist, x)
+        if normal_base(dist) is not None:
+            normal = draw_normal(dist, x, noise)
+            if not requires_grad:
+                output = cut(normal.sample, requires_grad=False)
+                return {"output": output, **normal.contents(), "register_node": True}
+            sample, log_prob = normal.sample, normal.log_prob(len(dist.batch_shape))
         else:
-            sample = draw_normal(dist, x, noise).sample
+            drawn = draw(dist, x, reparameterized=False)
+            sample, log_prob = drawn.sample, drawn.log_prob
         return {
             "output": cut(sample, requires_grad),
-            "log_prob": log_density(dist, sample, x),
+            "log_prob": log_prob,
             "register_node": True,
         }
 

@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
+from lightning_proppo.densities import (
+    flatten_transforms,
+    is_narrow,
+    normal_log_density,
+    widen,
+    with_parameters,
+)
 from lightning_proppo.errors import check_choice
-from lightning_proppo.propagators.sampling import centred_at
+from lightning_proppo.propagators.sampling import Image, centred_at
 from lightning_proppo.quasi import quasi_random_normal
 
 NOISES = ("independent", "quasi-random")
@@ -21,7 +28,8 @@ class NormalDraw:
     r"""A sample :math:`x = m + s \varepsilon` and what it was made from, [P, ...] each.
 
     Attributes:
-        sample: x, detached.
+        sample: x, detached, as the rollout gets it: the others have 32 bits at least, this one
+            perhaps 16.
         loc: m, with its graph.
         scale: s, with its graph.
         noise: :math:`\varepsilon`.
@@ -36,6 +44,15 @@ class NormalDraw:
         """Return the sample with its graph."""
         return self.loc + self.noise * self.scale
 
+    def exact(self) -> Tensor:
+        """Return the sample, detached, as it was before it was rounded to 16 bits."""
+        return self.path().detach() if is_narrow(self.sample) else self.sample
+
+    def log_prob(self, batch_dims: int) -> Tensor:
+        """Return the log-density of the fixed sample, summed down to so many axes."""
+        found = normal_log_density(self.exact(), self.loc, self.scale)
+        return found.flatten(batch_dims).sum(-1) if found.dim() > batch_dims else found
+
     def contents(self) -> dict[str, Tensor]:
         """Return what a node keeps of it, beside its output."""
         return {"loc": self.loc, "scale": self.scale, "noise": self.noise}
@@ -43,7 +60,9 @@ class NormalDraw:
     @classmethod
     def of(cls, node: Any) -> NormalDraw:
         """Return what a node has kept."""
-        return cls(node["output"].detach(), node["loc"], node["scale"], node["noise"])
+        image = node.get("image")
+        sample = node["output"].detach() if image is None else image.leaf.detach()
+        return cls(sample, node["loc"], node["scale"], node["noise"])
 
 
 def normal_base(dist: Distribution) -> Normal | None:
@@ -95,6 +114,11 @@ def draw_normal(dist: Distribution, x: Tensor | None, noise: str = "independent"
     if base is None:
         raise TypeError(f"dist must be normal; got {type(dist).__name__}.")
     loc, scale = base.loc, base.scale
+    narrow = is_narrow(loc) or is_narrow(scale)
+    if narrow:
+        # What follows are operations on single elements, which autocast leaves in 32 bits.
+        wide = widen(base)
+        loc, scale = wide.dist.loc, wide.dist.scale
     with torch.no_grad():
         drawn = torch.empty_like(loc).normal_()
         sample = centred_at(x, loc + drawn * scale, dist)
@@ -104,4 +128,35 @@ def draw_normal(dist: Distribution, x: Tensor | None, noise: str = "independent"
         with torch.no_grad():
             drawn = quasi_random_normal(loc)
             sample = loc + drawn * scale
-    return NormalDraw(sample, loc, scale, drawn)
+    return NormalDraw(wide.rounded(sample, x) if narrow else sample, loc, scale, drawn)
+
+
+def draw_squashed_normal(
+    dist: Distribution, x: Tensor | None
+) -> tuple[Tensor, Image, NormalDraw] | None:
+    """Draw a sample [P, ...] of a normal distribution with fixed transforms, e.g. of tanh.
+
+    Args:
+        dist: any distribution.
+        x: a constant to add it to, [P, ...], or None.
+
+    Returns:
+        The sample, how it was made from the normal one, and that; None where ``dist`` is of another
+        kind.
+
+    Raises:
+        ValueError: if the particles have not each their own noise.
+    """
+    if x is not None and x.requires_grad:
+        return None
+    wide = widen(dist)
+    base, transforms = flatten_transforms(wide.dist)
+    if not transforms or type(base) is not Normal:
+        return None
+    with wide.context():
+        if with_parameters(transforms, base.loc):
+            return None
+        normal = draw_normal(base, None)
+        image = Image.of(transforms, normal.sample, slopes=True)
+        sample = centred_at(x, image.value.detach(), dist)
+    return wide.rounded(sample, x), image, normal

@@ -65,7 +65,7 @@ def shared_lr_pathway(draw: NormalDraw, shared: SharedSamples, deviations: Tenso
     """
     with_scale = draw.scale.requires_grad
     cotangents, contributions = (
-        [part.to(draw.sample.dtype).reshape(draw.sample.shape) for part in parts]
+        [part.to(draw.loc.dtype).reshape(draw.sample.shape) for part in parts]
         for parts in (
             shared.lr_cotangents(deviations, with_scale),
             shared.lr_contributions(deviations, with_scale),

@@ -11,6 +11,7 @@ from lightning_proppo.propagators.normal import check_noise, draw_normal
 from lightning_proppo.propagators.plumbing import detached_output, gradient_message
 from lightning_proppo.propagators.sampling import (
     DistParams,
+    attached_sample,
     make_distribution,
     reparameterized_sample,
     require_rsample,
@@ -46,7 +47,8 @@ class RPBase(Propagator):
             dist: the distribution to draw from.
             dist_class: the noise's distribution, with ``dist_params``.
             dist_params: its arguments.
-            detach: cut the graph here; False leaves it to PyTorch and makes no node.
+            detach: cut the graph here; False leaves it to PyTorch, its precision too, and makes no
+                node.
             noise: ``"independent"`` or ``"quasi-random"``
                 (:func:`~lightning_proppo.quasi.quasi_random_normal`; for normal samples).
 
@@ -59,9 +61,11 @@ class RPBase(Propagator):
         require_rsample(dist, "RP")
         check_noise(noise, dist)
         if noise == "independent":
-            sample = reparameterized_sample(dist, x)
+            # Left to PyTorch, it is to be what PyTorch does.
+            sample = reparameterized_sample(dist, x) if detach else attached_sample(dist, x)
         else:
-            sample = draw_normal(dist, x, noise).path()
+            normal = draw_normal(dist, x, noise)
+            sample = normal.path().to(normal.sample.dtype)
         return detached_output(sample) if detach else {"output": sample, "register_node": False}
 
     def backward_impl(self, node: Any, message: Any) -> Any:

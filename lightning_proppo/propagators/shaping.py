@@ -71,7 +71,8 @@ def unpack(flat: Tensor, like: Any) -> Any:
     ]
     if isinstance(like, Mapping):
         return dict(zip(like.keys(), split, strict=True))
-    return type(like)(split)
+    # A named tuple takes its fields apart from each other.
+    return like._make(split) if hasattr(like, "_make") else type(like)(split)
 
 
 class GaussShapeBase(Propagator):
@@ -83,7 +84,11 @@ class GaussShapeBase(Propagator):
     Its variance does not grow with the dimensions that the costs ignore.
 
     Biased wherever the particles are not Gaussian (the expectation is taken under the fitted
-    Gaussian), and by O(1/P) because the fit uses the particles that it weighs.
+    Gaussian). Where the costs are quadratic, LR with the leave-one-out baseline has no bias for any
+    number of particles and any distribution of them; without the baseline its gradient is
+    (P - 1)/P of the true one. What passes through the fit itself (RP's part) is the gradient at a
+    variance larger by Sigma/P; for other costs a bias of O(1/P) is left where the particles are
+    Gaussian.
     """
 
     def forward_impl(self, x: Any, node: Any = None, shaped_grad: bool = True) -> Any:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_proppo.containers import Listed
+from lightning_proppo.densities import log_density
 from lightning_proppo.errors import check_choice
+from lightning_proppo.gaussians import full_precision
 from lightning_proppo.graph import (
     LeafIndex,
     active_pullback,
@@ -25,7 +27,13 @@ from lightning_proppo.propagators.baseline import mcgrad_temp
 from lightning_proppo.propagators.biw import check_sharing, share_backward
 from lightning_proppo.propagators.loss import LossProp
 from lightning_proppo.propagators.lr import message_loss
-from lightning_proppo.propagators.normal import NormalDraw, check_noise, draw_normal, normal_base
+from lightning_proppo.propagators.normal import (
+    NormalDraw,
+    check_noise,
+    draw_normal,
+    draw_squashed_normal,
+    normal_base,
+)
 from lightning_proppo.propagators.pathways import (
     Pathway,
     lr_pathway,
@@ -35,9 +43,8 @@ from lightning_proppo.propagators.pathways import (
 )
 from lightning_proppo.propagators.sampling import (
     DistParams,
-    log_density,
+    draw,
     make_distribution,
-    reparameterized_sample,
     require_rsample,
 )
 from lightning_proppo.propagators.targets import Target, check_expanded, check_target
@@ -105,8 +112,9 @@ class TPBase(Propagator):
             ivw_target: where variances are compared: ``"parameters"``, all that the segment
                 before this sample reaches (its incoming samples where it reaches none);
                 a module or parameters, some of them; tensors expanded over the particles, [P, ...]
-                each; ``"node"``, this sample itself, one weight for each coordinate (cheapest;
-                one weight for all coordinates that share a log-density, but for normal ones).
+                each; ``"node"``, this sample itself before fixed transforms, one weight for each
+                coordinate (cheapest; where it has more coordinates than log-densities, and is not
+                normal, a single weight).
             k_interval: weights are computed at every ``k_interval``-th node only, counted from
                 the last, and kept in between.
             weighting: ``"inverse-variance"``; ``"covariance"``, the weights of least variance for
@@ -124,7 +132,9 @@ class TPBase(Propagator):
         Raises:
             TypeError: if the distribution has no ``rsample`` or is not described, or for a wrong
                 target, or if it is not normal where that is asked for.
-            ValueError: for a wrong target, interval or name.
+            ValueError: for a wrong target, interval or name; if the particles have not each their
+                own noise; if the support depends on what is learnt (see
+                :class:`~lightning_proppo.propagators.lr.LRBase`).
         """
         del node
         if not isinstance(k_interval, int) or k_interval < 1:
@@ -153,16 +163,27 @@ class TPBase(Propagator):
             "register_node": True,
         }
         if normal_base(dist) is not None:
-            draw = draw_normal(dist, x, noise)
+            normal = draw_normal(dist, x, noise)
             sharing = {"share": share, "group_size": group_size}
-            return {"output": cut(draw.sample), **draw.contents(), **sharing, **contents}
-        sample = reparameterized_sample(dist, x)
+            return {"output": cut(normal.sample), **normal.contents(), **sharing, **contents}
+        squashed = draw_squashed_normal(dist, x)
+        if squashed is not None:
+            sample, image, normal = squashed
+            return {
+                "output": cut(sample),
+                "image": image,
+                **normal.contents(),
+                "share": None,
+                **contents,
+            }
+        drawn = draw(dist, x, reparameterized=True)
         return {
-            "output": cut(sample),
-            "pre_output": sample,
-            "log_prob": log_density(dist, sample, x),
-            "dist": dist,
-            "offset": x,
+            "output": cut(drawn.sample),
+            "pre_output": drawn.path,
+            "log_prob": drawn.log_prob,
+            "dist": drawn.dist,
+            "point": drawn.point,
+            "image": drawn.image,
             **contents,
         }
 
@@ -178,16 +199,20 @@ class TPBase(Propagator):
         cotangent = node["output"].grad
         if cotangent is None:
             cotangent = torch.zeros_like(node["output"])
+        image = node.get("image")
+        if image is not None:
+            cotangent = image.pull(cotangent.to(image.value.dtype))
         if "noise" in node:
-            draw = NormalDraw.of(node)
-            lr_way: Callable[[Tensor], Pathway] = partial(normal_lr_pathway, draw)
-            rp = normal_rp_pathway(draw, cotangent)
+            normal = NormalDraw.of(node)
+            lr_way: Callable[[Tensor], Pathway] = partial(normal_lr_pathway, normal)
+            rp = normal_rp_pathway(normal, cotangent.to(normal.loc.dtype))
         else:
+            path = node["pre_output"]
             lr_way = partial(lr_pathway, node["log_prob"])
-            rp = rp_pathway(node["pre_output"], cotangent)
+            rp = rp_pathway(path, cotangent.to(path.dtype))
         if node.get("share") is not None:
             losses = message["local_loss"]
-            lr, sent = share_backward(draw, losses, node["share"], node["group_size"])
+            lr, sent = share_backward(normal, losses, node["share"], node["group_size"])
         else:
             lr = lr_way(losses)
         if node["weighting"] == "cross-fitted" and "baselined_loss" in message:
@@ -205,8 +230,7 @@ class TPBase(Propagator):
             sent.update(mixed)
         pullback = active_pullback()
         if pullback is not None:
-            mean = torch.stack([k_lr.float().mean() for k_lr, _ in weights]).mean()
-            pullback.note("lr_weight", mean)
+            pullback.note("lr_weight", _mean_lr_weight(weights))
         return {**sent, "k_counter": counter + 1, "k_lr_k_rp": _one_or_all(weights)}
 
     def loss_propagator(self) -> Propagator:
@@ -254,8 +278,7 @@ class TPBase(Propagator):
         for (k_lr, k_rp), of_lr, of_rp in zip(
             reversed(weights), lr_gradients, rp_gradients, strict=True
         ):
-            for leaf, a, b in zip(leaves, of_lr, of_rp, strict=True):
-                gradient = mix(k_lr, a, k_rp, b)
+            for leaf, gradient in zip(leaves, mix(k_lr, of_lr, k_rp, of_rp), strict=True):
                 if gradient is not None:
                     arrived.append((leaf, gradient))
         if not arrived:
@@ -335,6 +358,11 @@ class TPBase(Propagator):
 def _one_or_all(weights: list[Weights]) -> Weights | list[Weights]:
     """Return the pair of weights itself, as the paper's message has it, unless there are more."""
     return weights[0] if len(weights) == 1 else weights
+
+
+def _mean_lr_weight(weights: list[Weights]) -> Tensor:
+    means = [k_lr.mean() if k_lr.dim() else k_lr for k_lr, _ in weights]
+    return means[0].float() if len(means) == 1 else torch.stack(means).mean().float()
 
 
 def _distinct(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -417,10 +445,12 @@ def _weights_at_node(node: Any, lr: Pathway, rp: Pathway) -> Weights:
     """
     first, second = lr.independent[0], rp.independent[0]
     if "noise" not in node:
-        sample, offset = node["output"].detach().requires_grad_(), node["offset"]
-        with torch.enable_grad():
-            log_prob = node["dist"].log_prob(sample if offset is None else sample - offset.detach())
-        (score,) = torch.autograd.grad([log_prob], [sample], [first])
+        point = node["point"].detach().requires_grad_()
+        with torch.enable_grad(), full_precision(point):
+            log_prob = log_density(node["dist"], point, first.dim())
+        (score,) = vector_jacobian_product([log_prob], [first], [point])
+        if score is None:  # a density that is flat
+            score = torch.zeros_like(point)
         coordinatewise, first = first.shape == second.shape, -score
     else:
         coordinatewise = True

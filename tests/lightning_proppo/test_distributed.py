@@ -28,6 +28,7 @@ ROUNDING = 1e-10
 NAMES = ["RP", "LR", "TP", "GR", "GS"]
 
 SCRIPT = '''
+import atexit
 import importlib
 import sys
 
@@ -84,6 +85,11 @@ def make_module(pl, plan, automatic=True, unused=False, rate=0.0):
             self.managers = {name: PropagationManager(name) for name in NAMES}
             self.kept = []
             self.noise = None
+
+        def on_fit_start(self):
+            # A spawned process that ends with a group's threads still running may be aborted.
+            if self.trainer.strategy.launcher.__class__.__name__ == "_MultiProcessingLauncher":
+                atexit.register(torch.distributed.destroy_process_group)
 
         def training_step(self, batch, batch_idx):
             if self.noise is None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Normal
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_proppo.mixtures import neighbours, principal_order, share_samples
 
@@ -137,6 +138,32 @@ def test_particles_far_apart_keep_to_themselves(batch: tuple[Tensor, ...]) -> No
     plain = deviations[0].unsqueeze(1) * noise / scale / P
     for found in (shared.lr_cotangents(deviations), shared.lr_contributions(deviations)):
         torch.testing.assert_close(found[0], plain, rtol=1e-6, atol=1e-9)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most elements that a tensor made under it has."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return out
+
+
+def test_no_tensor_is_as_large_as_pairs_times_coordinates() -> None:
+    particles, dimension = 40, 30
+    loc, losses = torch.randn(particles, dimension), torch.randn(particles, 1)
+    with Largest() as largest:
+        shared = share_samples(loc + torch.randn_like(loc), loc, torch.ones_like(loc))
+        deviations, baseline = shared.deviations(losses)
+        shared.lr_cotangents(deviations)
+        shared.lr_contributions(deviations)
+        shared.expected(deviations, baseline)
+    assert largest.elements <= 6 * particles * dimension
+    assert 6 * particles * dimension < particles**2 * dimension / 4
 
 
 def test_too_few_to_share_is_named() -> None:

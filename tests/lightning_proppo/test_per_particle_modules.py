@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Normal
+from torch.distributions import MultivariateNormal, Normal
 from torch.func import functional_call, grad, vmap
 
 from lightning_proppo import PropagationManager, expand
@@ -161,6 +161,49 @@ class SequenceFirst(nn.Module):
         return self.layer(x.transpose(0, 1).contiguous()).tanh().transpose(0, 1)
 
 
+class Gaussian(nn.Module):
+    """The log-density of a fixed point under a multivariate normal distribution."""
+
+    def __init__(self, covariance: str) -> None:
+        super().__init__()
+        self.loc = nn.Linear(6, 3)
+        self.covariance = covariance
+        if covariance == "of each":
+            self.tril = nn.Linear(6, 9)
+        else:
+            self.tril = nn.Parameter(torch.eye(3) + 0.2 * torch.ones(3, 3).tril())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.covariance == "of each":
+            scale: dict[str, Tensor] = {
+                "scale_tril": 0.3 * self.tril(x).tanh().reshape(-1, 3, 3).tril()
+                + torch.eye(3).to(x)
+            }
+        elif self.covariance == "common":
+            scale = {"scale_tril": self.tril}
+        else:
+            scale = {"covariance_matrix": self.tril @ self.tril.mT}
+        return (
+            MultivariateNormal(self.loc(x), **scale, validate_args=False)
+            .log_prob(x.new_ones(3))
+            .unsqueeze(1)
+        )
+
+
+class Triangle(nn.Module):
+    """Solves with one triangular matrix for all, several columns for each."""
+
+    def __init__(self, upper: bool, unitriangular: bool) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.eye(3) + 0.3 * torch.ones(3, 3))
+        self.options = {"upper": upper, "unitriangular": unitriangular}
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = x.reshape(-1, 3, 2).permute(1, 0, 2).reshape(3, -1)
+        solved = torch.linalg.solve_triangular(self.matrix, columns, **self.options)
+        return solved.reshape(3, -1, 2).permute(1, 0, 2).flatten(1).sin()
+
+
 class Columns(nn.Module):
     """A linear layer on columns, W @ x."""
 
@@ -233,6 +276,11 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "linear-long-sequence": lambda: Shaped(nn.Linear(1, 2), 6, 1),
     "linear-sequence-first": lambda: Shaped(SequenceFirst(), 3, 2),
     "linear-columns": Columns,
+    "gaussian": lambda: Gaussian("common"),
+    "gaussian-covariance": lambda: Gaussian("product"),
+    "gaussian-of-each": lambda: Gaussian("of each"),
+    "triangle": lambda: Triangle(False, False),
+    "triangle-upper-unit": lambda: Triangle(True, True),
     **{
         f"mlp-{type(activation).__name__}": lambda activation=activation: mlp(activation)
         for activation in (

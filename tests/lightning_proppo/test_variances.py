@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_proppo.variances import (
-    expand,
     inverse_variance_weighting,
     mix,
+    scaled,
     weights_from_variances,
 )
 
@@ -161,37 +161,28 @@ def test_weights_of_variances_are_elementwise():
     assert k2.tolist() == [0.25, 0.5, 1.0, 0.0]
 
 
-def test_a_mixture_is_the_weighted_sum():
+def test_mixtures_are_weighted_sums():
     a, b = torch.randn(3, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
     k1, k2 = double(0.25)[0], double(0.75)[0]
-    torch.testing.assert_close(mix(k1, a, k2, b), 0.25 * a + 0.75 * b)
-    torch.testing.assert_close(mix(k1, a, k2, None), 0.25 * a)
-    torch.testing.assert_close(mix(k1, None, k2, b), 0.75 * b)
-    assert mix(k1, None, k2, None) is None
+    mixed = mix(k1, [a, a, None, None], k2, [b, None, b, None])
+    torch.testing.assert_close(mixed[0], 0.25 * a + 0.75 * b)
+    torch.testing.assert_close(mixed[1], 0.25 * a)
+    torch.testing.assert_close(mixed[2], 0.75 * b)
+    assert mixed[3] is None
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_weight_of_zero_silences_what_is_not_finite(bad):
     a, b = double(bad, 1.0), double(2.0, 3.0)
     zero, one = double(0.0)[0], double(1.0)[0]
-    assert torch.equal(mix(zero, a, one, b), b)
-    assert torch.equal(mix(one, b, zero, a), b)
-    assert torch.equal(mix(double(0.0, 0.5), a, double(1.0, 0.5), b), double(2.0, 2.0))
+    assert torch.equal(mix(zero, [a], one, [b])[0], b)
+    assert torch.equal(mix(one, [b], zero, [a])[0], b)
+    assert torch.equal(mix(double(0.0, 0.5), [a], double(1.0, 0.5), [b])[0], double(2.0, 2.0))
+    assert torch.equal(scaled(zero, a), double(0.0, 0.0))
+    assert torch.equal(scaled(double(2.0)[0], b), 2 * b)
 
 
 def test_a_mixture_keeps_the_dtype_of_the_gradients():
     a = torch.ones(2)
-    assert mix(double(0.5)[0], a, double(0.5)[0], a).dtype == torch.float32
-
-
-def test_expanding_gives_gradients_particle_by_particle():
-    w = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
-    x = torch.randn(5, 3, dtype=torch.float64)
-    every = expand(w, 5)
-    assert every.shape == (5, 3, 2)
-    assert every.data_ptr() == w.data_ptr()
-    output = torch.einsum("pi,pij->pj", x, every).tanh().sum()
-    (by_particle,) = torch.autograd.grad(output, every)
-    for i in range(5):
-        (alone,) = torch.autograd.grad((x[i] @ w).tanh().sum(), w)
-        torch.testing.assert_close(by_particle[i], alone)
+    assert mix(double(0.5)[0], [a], double(0.5)[0], [a])[0].dtype == torch.float32
+    assert scaled(double(0.5)[0], a).dtype == torch.float32
