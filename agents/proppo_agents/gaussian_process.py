@@ -6,8 +6,7 @@ N data, E outputs (each a process of its own), I inputs, P particles.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import gpytorch
@@ -42,6 +41,7 @@ class GPPosterior:
         noise_variance: [E], likewise.
         weights: [E, N], the kernel matrix's inverse times the outputs.
         inverse_factor: [E, N, N], the inverse of the kernel matrix's Cholesky factor.
+        factors: what predictions are made from, computed of the others.
     """
 
     input_mean: Tensor
@@ -54,15 +54,34 @@ class GPPosterior:
     noise_variance: Tensor
     weights: Tensor
     inverse_factor: Tensor
+    factors: Factors = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Not at the first prediction: that may be in inference mode or inside torch.func, whose
+        # tensors are of no use outside.
+        object.__setattr__(self, "factors", self._factors())
 
     @property
     def noise_std(self) -> Tensor:
         """The standard deviation [E] of the noise, in the outputs' units."""
         return self.noise_variance.sqrt() * self.output_std
 
-    @cached_property
-    def factors(self) -> Factors:
-        """What predictions are made from, computed at the first one."""
+    def to(self, like: Tensor) -> GPPosterior:
+        """Return it with another tensor's dtype and device."""
+        return GPPosterior(
+            **{f.name: getattr(self, f.name).to(like) for f in fields(self) if f.init}
+        )
+
+    def predict(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return the mean [P, E] and the variance [P, E] of noisy outputs at inputs [P, I].
+
+        :math:`m = k^\top K^{-1} y` and :math:`v = \sigma_f^2 - |L^{-1} k|^2 + \sigma_n^2` with
+        :math:`K = L L^\top` (Rasmussen and Williams 2006, Algorithm 2.1). Differentiable with
+        respect to the inputs.
+        """
+        return predict(self.factors, inputs)
+
+    def _factors(self) -> Factors:
         weights = self.weights.unsqueeze(1)
         return Factors(
             shift=self.input_mean.unsqueeze(1),
@@ -78,19 +97,6 @@ class GPPosterior:
             output_mean=self.output_mean.unsqueeze(1),
             output_std=self.output_std.unsqueeze(1),
         )
-
-    def to(self, like: Tensor) -> GPPosterior:
-        """Return it with another tensor's dtype and device."""
-        return GPPosterior(**{f.name: getattr(self, f.name).to(like) for f in fields(self)})
-
-    def predict(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Return the mean [P, E] and the variance [P, E] of noisy outputs at inputs [P, I].
-
-        :math:`m = k^\top K^{-1} y` and :math:`v = \sigma_f^2 - |L^{-1} k|^2 + \sigma_n^2` with
-        :math:`K = L L^\top` (Rasmussen and Williams 2006, Algorithm 2.1). Differentiable with
-        respect to the inputs.
-        """
-        return predict(self.factors, inputs)
 
 
 class _BatchGP(gpytorch.models.ExactGP):

@@ -6,6 +6,7 @@ N data, E outputs (each a process of its own), I inputs, P particles. Particles 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -136,9 +137,10 @@ def _evaluate(
 
 
 def _edges(size: int) -> list[tuple[int, int]]:
+    """Cut the rows of a triangular matrix into blocks of about equal height."""
     count = max(1, math.ceil(size / _BLOCK))
     ends = [round(size * k / count) for k in range(count + 1)]
-    return list(zip(ends, ends[1:], strict=False))
+    return list(itertools.pairwise(ends))
 
 
 def _times_lower(lower: Tensor, x: Tensor) -> Tensor:
@@ -178,7 +180,8 @@ class _Prediction(torch.autograd.Function):
         if torch.is_grad_enabled():  # to be differentiated again
             return _again(predict_plainly, ctx.factors, inputs, cotangents[:2]), None
         of_mean, of_variance = (b.mT.unsqueeze(1) for b in cotangents[:2])
-        pulled = (slopes[0] * of_mean).add_(slopes[1] * of_variance)
+        # Not in place: with batched gradients, one of the two may be batched alone.
+        pulled = slopes[0] * of_mean + slopes[1] * of_variance
         return pulled.sum(0).mT, None
 
 
