@@ -24,10 +24,13 @@ def encode_angles(observation: Tensor, angles: Sequence[int]) -> Tensor:
     if not angles:
         return observation
     turned = set(angles)
-    others = [i for i in range(observation.shape[-1]) if i not in turned]
-    # Slices would be views; one gather each is as cheap and keeps the graph short.
-    angle = observation[..., list(angles)]
-    return torch.cat([observation[..., others], angle.sin(), angle.cos()], dim=-1)
+    # One node that takes apart and one that joins: gathers and slices each put their gradient into
+    # zeros of the whole observation's size.
+    columns = observation.unbind(-1)
+    others = [column for i, column in enumerate(columns) if i not in turned]
+    sines = [columns[i].sin() for i in angles]
+    cosines = [columns[i].cos() for i in angles]
+    return torch.stack([*others, *sines, *cosines], dim=-1)
 
 
 def check_angles(angles: Sequence[int], size: int) -> tuple[int, ...]:

@@ -6,12 +6,14 @@ N data, E outputs (each a process of its own), I inputs, P particles.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import gpytorch
 import torch
 from torch import Tensor
+
+from proppo_agents.gp_prediction import Factors, predict
 
 # With more, the kernel matrix of a well sampled function is singular in float64.
 _SMALLEST_NOISE = 1e-5
@@ -38,7 +40,8 @@ class GPPosterior:
         signal_variance: [E], in units of the outputs' variances.
         noise_variance: [E], likewise.
         weights: [E, N], the kernel matrix's inverse times the outputs.
-        whitening: [E, N, N], the transposed inverse of the kernel matrix's Cholesky factor.
+        inverse_factor: [E, N, N], the inverse of the kernel matrix's Cholesky factor.
+        factors: what predictions are made from, computed of the others.
     """
 
     input_mean: Tensor
@@ -50,7 +53,13 @@ class GPPosterior:
     signal_variance: Tensor
     noise_variance: Tensor
     weights: Tensor
-    whitening: Tensor
+    inverse_factor: Tensor
+    factors: Factors = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Not at the first prediction: that may be in inference mode or inside torch.func, whose
+        # tensors are of no use outside.
+        object.__setattr__(self, "factors", self._factors())
 
     @property
     def noise_std(self) -> Tensor:
@@ -59,7 +68,9 @@ class GPPosterior:
 
     def to(self, like: Tensor) -> GPPosterior:
         """Return it with another tensor's dtype and device."""
-        return GPPosterior(**{f.name: getattr(self, f.name).to(like) for f in fields(self)})
+        return GPPosterior(
+            **{f.name: getattr(self, f.name).to(like) for f in fields(self) if f.init}
+        )
 
     def predict(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return the mean [P, E] and the variance [P, E] of noisy outputs at inputs [P, I].
@@ -68,22 +79,23 @@ class GPPosterior:
         :math:`K = L L^\top` (Rasmussen and Williams 2006, Algorithm 2.1). Differentiable with
         respect to the inputs.
         """
-        query = ((inputs - self.input_mean) / self.input_std) / self.lengthscales.unsqueeze(1)
-        # |a - b|^2 as |a|^2 + |b|^2 - 2ab: one product of matrices, no [E, P, N, I].
-        squared = (
-            query.square().sum(-1, keepdim=True)
-            + self.scaled_inputs.square().sum(-1).unsqueeze(1)
-            - 2 * query @ self.scaled_inputs.mT
-        )
-        kernel = self.signal_variance[:, None, None] * torch.exp(-0.5 * squared)
-        mean = (kernel @ self.weights.unsqueeze(-1)).squeeze(-1)
-        explained = (kernel @ self.whitening).square().sum(-1)
-        # Cancellation can leave a negative number of the order of rounding where data are dense.
-        latent = (self.signal_variance.unsqueeze(1) - explained).clamp_min(0.0)
-        variance = latent + self.noise_variance.unsqueeze(1)
-        return (
-            mean.mT * self.output_std + self.output_mean,
-            variance.mT * self.output_std.square(),
+        return predict(self.factors, inputs)
+
+    def _factors(self) -> Factors:
+        weights = self.weights.unsqueeze(1)
+        return Factors(
+            shift=self.input_mean.unsqueeze(1),
+            scale=1 / (self.input_std * self.lengthscales).unsqueeze(2),
+            data=self.scaled_inputs,
+            log_prior=(
+                self.signal_variance.log().unsqueeze(1) - 0.5 * self.scaled_inputs.square().sum(-1)
+            ).unsqueeze(2),
+            readout=torch.cat([weights, weights * self.scaled_inputs.mT], 1),
+            inverse_factor=self.inverse_factor,
+            signal=self.signal_variance.unsqueeze(1),
+            noise=self.noise_variance.unsqueeze(1),
+            output_mean=self.output_mean.unsqueeze(1),
+            output_std=self.output_std.unsqueeze(1),
         )
 
 
@@ -154,7 +166,8 @@ def fit_gaussian_process(
         signal_variance=signal,
         noise_variance=noise,
         weights=torch.cholesky_solve(y.mT.unsqueeze(-1), factor).squeeze(-1),
-        whitening=torch.linalg.solve_triangular(factor, eye, upper=False).mT.contiguous(),
+        # solve_triangular's result has its columns together; products are faster with rows.
+        inverse_factor=torch.linalg.solve_triangular(factor, eye, upper=False).contiguous(),
     ).to(inputs)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from proppo_agents.basis_functions import radial_basis
 from proppo_agents.encodings import check_angles, encode_angles
 
 
@@ -67,9 +68,10 @@ class RBFPolicy(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return the actions [P, A] at observations [P, D]."""
-        x = encode_angles(observation, self.angles).unsqueeze(-2)
-        scaled = (x - self.centres) * torch.exp(-self.log_lengthscales)
-        return squash(torch.exp(-0.5 * scaled.square().sum(-1)) @ self.weights)
+        x = encode_angles(observation, self.angles)
+        basis = radial_basis(x.reshape(-1, x.shape[-1]), self.centres, self.log_lengthscales)
+        actions = squash(basis @ self.weights)
+        return actions if x.dim() == 2 else actions.reshape(*x.shape[:-1], -1)
 
 
 # Of a sine or cosine: resolves about a tenth of the circle.

@@ -2,39 +2,13 @@
 
 from __future__ import annotations
 
-import gpytorch
 import pytest
 import torch
 from torch import Tensor
 
-from proppo_agents import gaussian_process
-from proppo_agents.gaussian_process import GPPosterior, fit_gaussian_process
+from proppo_agents.gaussian_process import fit_gaussian_process
 
-
-def data(count: int = 30, noise: float = 0.02) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(count, 3, dtype=torch.float64, generator=generator) * torch.tensor([1, 5, 0.1])
-    y = torch.stack([x[:, 0].sin() + 2, 10 * (x[:, 1] / 5).tanh() * x[:, 0]], dim=1)
-    return x, y + noise * torch.randn(y.shape, dtype=torch.float64, generator=generator)
-
-
-def reference(posterior: GPPosterior, x: Tensor, y: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-    """GPyTorch's prediction of noisy outputs with the posterior's hyperparameters."""
-    standardized_y = ((y - posterior.output_mean) / posterior.output_std).mT.contiguous()
-    inputs = ((x - posterior.input_mean) / posterior.input_std).expand(2, -1, -1)
-    likelihood = gpytorch.likelihoods.GaussianLikelihood(batch_shape=torch.Size([2]))
-    model = gaussian_process._BatchGP(inputs, standardized_y, likelihood).double()
-    likelihood.double()
-    model.covar_module.base_kernel.lengthscale = posterior.lengthscales.unsqueeze(1)
-    model.covar_module.outputscale = posterior.signal_variance
-    likelihood.noise = posterior.noise_variance.unsqueeze(1)
-    model.eval()
-    likelihood.eval()
-    standardized = (query - posterior.input_mean) / posterior.input_std
-    with torch.no_grad(), gpytorch.settings.fast_computations(False, False, False):
-        found = likelihood(model(standardized.expand(2, -1, -1)))
-    mean = found.mean.mT * posterior.output_std + posterior.output_mean
-    return mean, found.variance.mT * posterior.output_std.square()
+from .gp_reference import data, reference
 
 
 def test_predictions_are_gpytorchs() -> None:
@@ -43,7 +17,7 @@ def test_predictions_are_gpytorchs() -> None:
     query = torch.cat([x[:5], 1.5 * x[5:10], 100 * x[10:12]])
     expected = reference(posterior, x, y, query)
     for found, truth in zip(posterior.predict(query), expected, strict=True):
-        torch.testing.assert_close(found, truth, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(found, truth, rtol=1e-9, atol=1e-9)
 
 
 def test_predictions_are_differentiable_with_respect_to_the_inputs() -> None:
