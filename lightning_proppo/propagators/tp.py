@@ -56,6 +56,8 @@ from lightning_proppo.variances import (
 )
 
 Weights = tuple[Tensor, Tensor]
+# Every other particle: a mask's number of particles would have to be waited for.
+_HALVES = (slice(0, None, 2), slice(1, None, 2))
 WEIGHTINGS = ("inverse-variance", "covariance", "cross-fitted")
 
 
@@ -253,7 +255,7 @@ class TPBase(Propagator):
         uses = find_parameter_uses(outputs, parameters, particles) if not kept else None
         edges = uses.edges if uses is not None and parameters else []
         inputs = [*leaves, *parameters, *expanded, *edges]
-        parts = [None] if node["weighting"] != "cross-fitted" else _halves(lr.cotangents[0])
+        parts = [None] if node["weighting"] != "cross-fitted" else _HALVES
         lr_gradients, rp_gradients, weights = [], [], []
         for part in parts:
             answers = [
@@ -318,7 +320,7 @@ class TPBase(Propagator):
         lr: Pathway,
         rp: Pathway,
         answers: Sequence[Sequence[Sequence[Tensor | None]]],
-        part: Tensor | None,
+        part: slice | None,
     ) -> Weights:
         """Return weights from what autograd gave for LR and for RP: (leaves, ..., edges) each."""
         (_, lr_totals, lr_expanded, lr_edges), (_, rp_totals, rp_expanded, rp_edges) = answers
@@ -329,8 +331,8 @@ class TPBase(Propagator):
             moments = uses.moments(first, second, with_covariance)
             if part is not None:
                 return weights_from_variances(
-                    moments.first + _centring(lr_totals, part),
-                    moments.second + _centring(rp_totals, part),
+                    moments.first + _centring(lr_totals, part, uses.particles),
+                    moments.second + _centring(rp_totals, part, uses.particles),
                 )
             return weights_from_variances(*moments)
         pairs = [
@@ -377,38 +379,32 @@ def _split(answers: Sequence[Any], sizes: Sequence[int]) -> list[Sequence[Any]]:
     return [*parts, answers[start:]]
 
 
-def _halves(like: Tensor) -> list[Tensor]:
-    """Return two masks [P] of every other particle."""
-    even = torch.arange(like.shape[0], device=like.device) % 2 == 0
-    return [even, ~even]
-
-
 def _centred_by_half(losses: Tensor) -> Tensor:
     """Return losses [P, 1] less the mean of their half."""
     centred = losses.clone()
-    for half in _halves(losses):
+    for half in _HALVES:
         centred[half] -= losses[half].mean(0)
     return centred
 
 
-def _rows(cotangents: Sequence[Tensor], part: Tensor | None) -> list[Tensor]:
+def _rows(cotangents: Sequence[Tensor], part: slice | None) -> list[Tensor]:
     """Return cotangents [P, ...] with zeros outside a part of the particles."""
     if part is None:
         return list(cotangents)
-    return [
-        torch.where(part.reshape(-1, *[1] * (c.dim() - 1)), c, torch.zeros_like(c))
-        for c in cotangents
-    ]
+    kept = [torch.zeros_like(cotangent) for cotangent in cotangents]
+    for rows, cotangent in zip(kept, cotangents, strict=True):
+        rows[part] = cotangent[part]
+    return kept
 
 
-def _centring(totals: Sequence[Tensor | None], part: Tensor) -> Tensor:
+def _centring(totals: Sequence[Tensor | None], part: slice, particles: int) -> Tensor | float:
     """Return what turns squares about the mean of P numbers into those about the mean of a part.
 
     The numbers outside the part are zeros.
     """
     squares = [total.double().square().sum() for total in totals if total is not None]
-    whole, members = part.shape[0], part.sum()
-    return torch.stack(squares).sum() * (1 / whole - 1 / members) if squares else part.sum() * 0.0
+    members = len(range(particles)[part])
+    return torch.stack(squares).sum() * (1 / particles - 1 / members) if squares else 0.0
 
 
 def _filled(a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -459,10 +455,19 @@ def _weights_at_node(node: Any, lr: Pathway, rp: Pathway) -> Weights:
     }
     if node["weighting"] != "cross-fitted":
         return inverse_variance_weighting(first, second, **options)
-    even, odd = _halves(first)
-    by_half = [inverse_variance_weighting(first[h], second[h], **options) for h in (odd, even)]
-    mask = even.reshape(-1, *[1] * (second.dim() - 1))
-    k_lr, k_rp = (torch.where(mask, a, b) for a, b in zip(*by_half, strict=True))
+    even, odd = _HALVES
+    k_lr, k_rp = (
+        torch.empty(
+            second.shape if coordinatewise else first.shape[:1],
+            dtype=torch.float64,
+            device=second.device,
+        )
+        for _ in range(2)
+    )
+    for own, other in ((even, odd), (odd, even)):
+        k_lr[own], k_rp[own] = inverse_variance_weighting(first[other], second[other], **options)
+    if not coordinatewise:
+        k_lr, k_rp = (k.reshape(-1, *[1] * (second.dim() - 1)) for k in (k_lr, k_rp))
     return k_lr, k_rp
 
 
