@@ -195,7 +195,7 @@ def mix(
             none, k = (none1, of_a) if b is None else (none2, of_b)
             mixed.append(torch.where(none, 0.0, k * some))
         else:
-            first, second = of_a * a, of_b * b
-            either = torch.where(none2, first, first + second)
-            mixed.append(torch.where(none1, second, either))
+            # What is silenced counts as the other; with few copies, as these may be large.
+            heard_a, heard_b = torch.where(none1, b, a), torch.where(none2, a, b)
+            mixed.append(heard_b.mul_(of_b).addcmul_(heard_a, of_a))
     return mixed
