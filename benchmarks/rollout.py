@@ -42,6 +42,7 @@ ESTIMATORS = ("RP", "LR", "TP")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 PEER = "pipps_demo"
 SHARES = ("dynamics", "policy", "propagation", "optimizer")
+COLOURS = {name: f"C{k}" for k, name in enumerate(SHARES)}
 FIELDS = [
     "points",
     "estimator",
@@ -193,7 +194,7 @@ def table(arguments: argparse.Namespace, points: int) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     """Draw the steps' times, divided into stages."""
     import matplotlib
 
@@ -203,14 +204,14 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure, ax = plt.subplots(figsize=(8, 1.5 + 0.3 * len(rows)), layout="constrained")
     labels = [f"{row['points']} points, {row['estimator']}, {row['agent']}" for row in rows]
     left = [0.0] * len(rows)
-    for stage in (*SHARES, "not divided"):
-        undivided = [float(stage not in SHARES and row["agent"] == PEER) for row in rows]
+    for stage in (*SHARES, PEER):
+        undivided = [float(stage == row["agent"] == PEER) for row in rows]
         width = [
             row["milliseconds"] * row.get(stage, share)
             for row, share in zip(rows, undivided, strict=True)
         ]
         if any(width):
-            ax.barh(labels, width, left=left, label=stage)
+            ax.barh(labels, width, left=left, label=stage, color=COLOURS.get(stage, "0.75"))
         left = [a + b for a, b in zip(left, width, strict=True)]
     spread = [
         [row["milliseconds"] - row["low"] for row in rows],
@@ -220,6 +221,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     ax.errorbar(middles, labels, xerr=spread, fmt="none", ecolor="black", capsize=2)
     ax.invert_yaxis()
     ax.set_xlabel("a policy step (ms; median and quartiles)")
+    ax.set_title(title, fontsize=10)
     ax.legend(fontsize=8)
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -278,7 +280,11 @@ def main() -> None:
             writer.writeheader()
             writer.writerows(rows)
     if arguments.png is not None:
-        draw(rows, arguments.png)
+        title = (
+            f"PILCO: horizon {arguments.horizon}, {arguments.particles} particles, "
+            f"{arguments.centres} centres, {arguments.threads} thread(s)"
+        )
+        draw(rows, title, arguments.png)
 
 
 if __name__ == "__main__":

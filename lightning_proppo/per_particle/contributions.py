@@ -20,6 +20,8 @@ from lightning_proppo.per_particle.layouts import Shape, count
 
 # Numbers that one portion of the particles may take; 32 MiB in float64.
 PORTION = 1 << 22
+# Numbers that stay in a processor's cache while they are centred and squared; 512 KiB in float64.
+BLOCK = 1 << 16
 
 
 def portions(particles: int, each: int) -> Iterator[tuple[int, int]]:
@@ -261,7 +263,33 @@ class _Once:
 
 def squares(rows: Sequence[Tensor]) -> list[Tensor]:
     """Return the sums of squares of K tensors."""
-    return [(own * own).sum() for own in rows]
+    return [_square(own) for own in rows]
+
+
+def centred_squares(sets: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Return the sums of squares of K sets of rows less their means over the particles.
+
+    Args:
+        sets: equally many tensors [P, n] each, n of its own, of the same shapes.
+    """
+    if sum(rows.numel() for rows in sets[0]) <= BLOCK:
+        return [_centred_square(rows[0] if len(rows) == 1 else torch.cat(rows, 1)) for rows in sets]
+    columns = max(1, BLOCK // sets[0][0].shape[0])
+    blocks = [[block for own in rows for block in own.split(columns, 1)] for rows in sets]
+    return add_up(
+        [_centred_square(block) for block in of_sets] for of_sets in zip(*blocks, strict=True)
+    )
+
+
+def _centred_square(rows: Tensor) -> Tensor:
+    rows = rows.to(torch.float64, copy=True)
+    return _square(rows.sub_(rows.mean(0, keepdim=True)))
+
+
+def _square(rows: Tensor) -> Tensor:
+    # torch.dot needs no room for the elements' squares.
+    flat = rows.reshape(-1)
+    return torch.dot(flat, flat)
 
 
 def add_up(parts: Iterable[list[Tensor]]) -> list[Tensor]:

@@ -18,6 +18,7 @@ from lightning_proppo.per_particle.contributions import (
     Contribution,
     Dense,
     add_up,
+    centred_squares,
     portions,
     squares,
     squares_of_sums,
@@ -205,8 +206,7 @@ class ParameterUses:
             results.append(squares_of_sums(by_set))
             results.append(_of_means(totals, self.particles))
         if together[0]:
-            rows = [_side_by_side(own) for own in together]
-            results.append(squares([own - own.mean(0, keepdim=True) for own in rows]))
+            results.append(centred_squares(together))
         return results
 
     def _of_rows_apart(self, sets: Sequence[Answers]) -> list[list[Tensor]]:
@@ -358,11 +358,6 @@ def _of_means(totals: Sequence[Tensor | None], particles: int) -> list[Tensor]:
         total = total.to_dense() if total.layout != torch.strided else total
         rows.append(total.double())
     return [square / -particles for square in squares(rows)]
-
-
-def _side_by_side(rows: Sequence[Tensor]) -> Tensor:
-    whole = rows[0] if len(rows) == 1 else torch.cat([row.double() for row in rows], 1)
-    return whole.double()
 
 
 def find_parameter_uses(
