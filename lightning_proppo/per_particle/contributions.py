@@ -273,7 +273,9 @@ def centred_squares(sets: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         sets: equally many tensors [P, n] each, n of its own, of the same shapes.
     """
     if sum(rows.numel() for rows in sets[0]) <= BLOCK:
-        return [_centred_square(rows[0] if len(rows) == 1 else torch.cat(rows, 1)) for rows in sets]
+        return [
+            _centred_square(rows[0] if len(rows) == 1 else torch.cat([*rows], 1)) for rows in sets
+        ]
     columns = max(1, BLOCK // sets[0][0].shape[0])
     blocks = [[block for own in rows for block in own.split(columns, 1)] for rows in sets]
     return add_up(
