@@ -277,6 +277,12 @@ def attached_sample(dist: Distribution, x: Tensor | None) -> Tensor:
     Raises:
         ValueError: if the particles have not each their own noise.
     """
+    if type(dist) is Normal:
+        # What rsample() computes, from the same random numbers, less the tensors of zeros and ones
+        # that it draws them with.
+        loc = dist.loc
+        noise = torch.empty(loc.shape, dtype=loc.dtype, device=loc.device).normal_()
+        return centred_at(x, loc + noise * dist.scale, dist)
     return centred_at(x, dist.rsample(), dist)
 
 
