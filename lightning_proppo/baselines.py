@@ -33,7 +33,20 @@ def mean_baseline(local_losses: Tensor, node: Any = None) -> Tensor:
             f"{list(local_losses.shape)}. Use more particles, or baseline=False."
         )
     losses = local_losses.detach()
-    return (losses - losses.mean(0, keepdim=True)) * (particles / (particles - 1))
+    return leave_one_out(losses, losses.mean(0, keepdim=True), particles)
+
+
+def leave_one_out(losses: Tensor, mean: Tensor, particles: int) -> Tensor:
+    r"""Subtract from each loss the mean of all the others, given the mean of all.
+
+    .. math:: \frac{P}{P - 1} (L_i - \bar L)
+
+    Args:
+        losses: L, of some particles or all, [..., 1].
+        mean: :math:`\bar L`, of all particles, [1, 1] or [].
+        particles: P, of all; at least 2.
+    """
+    return (losses - mean) * (particles / (particles - 1))
 
 
 def no_baseline(local_losses: Tensor, node: Any = None) -> Tensor:

@@ -32,11 +32,39 @@ def fit_gaussian(x: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"a Gaussian is fitted to at least 2 particles; got a state of shape {list(x.shape)}."
         )
+    mean, scatter = gaussian_moments(x)
+    return mean, scatter / (x.shape[0] - 1)
+
+
+def gaussian_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean [D] and the scatter [D, D] about it, a sum of squares, of x [P, D].
+
+    In 32 bits at least, also under autocast.
+    """
     with full_precision(x):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         mean = x.mean(0)
         centred = x - mean
-        return mean, centred.mT @ centred / (x.shape[0] - 1)
+        return mean, centred.mT @ centred
+
+
+def combine_gaussians(means: Tensor, scatters: Tensor, particles: int) -> tuple[Tensor, Tensor]:
+    """Return the mean [D] and the covariance [D, D] of the particles of N batches of P each.
+
+    Args:
+        means: of each batch, [N, D].
+        scatters: about its own mean (:func:`gaussian_moments`), [N, D, D].
+        particles: P.
+
+    Raises:
+        ValueError: for fewer than two particles in all.
+    """
+    every = particles * len(means)
+    if every < 2:
+        raise ValueError(f"a Gaussian is fitted to at least 2 particles; got {every}.")
+    mean = means.mean(0)
+    apart = means - mean
+    return mean, (scatters.sum(0) + particles * (apart.mT @ apart)) / (every - 1)
 
 
 def cholesky(covariance: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_proppo.errors import PropagationError
 from lightning_proppo.gaussians import full_precision
 from lightning_proppo.graph import Pullback, activate, tape_of
+from lightning_proppo.ranks import activate_ranks
 from lightning_proppo.tape import Tape
 
 _DIFFERENTIATED = (
@@ -87,6 +88,7 @@ class ClosedTape:
             with (
                 full_precision(self.parameters[0]) if self.parameters else nullcontext(),
                 activate(Pullback(self.tape.index, defer=not self._cuts)) as pullback,
+                activate_ranks(self.tape.ranks),
             ):
                 remaining = self.tape.run("backward", message)
                 pullback.finish()

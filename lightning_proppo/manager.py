@@ -15,12 +15,14 @@ from lightning_proppo.containers import MARKS, Container, Message, Node
 from lightning_proppo.errors import PropagationError, did_you_mean
 from lightning_proppo.graph import active_pullback
 from lightning_proppo.handover import ClosedTape, HandOver
+from lightning_proppo.pooling import check_same
 from lightning_proppo.propagators import (
     BackPropagator,
     Propagator,
     estimator_names,
     make_estimator,
 )
+from lightning_proppo.ranks import ALONE, Ranks, activate_ranks, all_ranks
 from lightning_proppo.tape import Tape
 
 _TERMINAL: Any = object()
@@ -41,10 +43,15 @@ class PropagationManager:
             asks for.
         terminal_propagator: what computes at a node before the first, where messages that remain
             at the end of a pass arrive; None: no such node. Default: :class:`BackPropagator`.
+        sync: where ``torch.distributed`` has been initialized, compute baselines, weights and
+            fitted Gaussians from the particles of all ranks: N ranks of P particles give the
+            estimate of one process with N P. Every rank must then record the same rollouts. False:
+            each rank by itself. (Evaluations, without grad, are always by themselves.)
         **options: of the named estimator's samples, e.g. ``noise="quasi-random"``.
 
     Raises:
-        TypeError: if one of them is no propagator; for an option that the estimator does not have.
+        TypeError: if one of them is no propagator, or ``sync`` no bool; for an option that the
+            estimator does not have.
         ValueError: for an unknown name.
     """
 
@@ -53,8 +60,11 @@ class PropagationManager:
         default_propagator: str | Propagator | None = None,
         loss_propagator: Propagator | None = None,
         terminal_propagator: Propagator | None = _TERMINAL,
+        sync: bool = True,
         **options: Any,
     ) -> None:
+        if not isinstance(sync, bool):
+            raise TypeError(f"sync must be True or False; got {sync!r}.")
         named_loss = None
         if isinstance(default_propagator, str):
             default_propagator, named_loss = make_estimator(default_propagator, **options)
@@ -77,6 +87,7 @@ class PropagationManager:
         self.default_propagator = default_propagator
         self.loss_propagator = loss_propagator or named_loss or default_propagator.loss_propagator()
         self.terminal_propagator = terminal_propagator
+        self.sync = sync
         self.propagators: dict[str, Propagator] = {}
         self.statistics: dict[str, list[Tensor]] = {}
         self.last_cost: Tensor | None = None
@@ -92,6 +103,7 @@ class PropagationManager:
             "_tape",
             "_finished",
             "_costs",
+            "_cost_nodes",
             "_graph_in_costs",
             "_only_plain_costs",
             "_particles",
@@ -135,6 +147,7 @@ class PropagationManager:
         self._tape = Tape(self.terminal_propagator)
         self._finished = False
         self._costs: list[Tensor] = []
+        self._cost_nodes: list[Node] = []
         self._graph_in_costs = False
         self._only_plain_costs = True
         self._particles: int | None = None  # of plain costs
@@ -198,7 +211,11 @@ class PropagationManager:
             if "dist" in kwargs:
                 _check_samples(propagator)
             tape = self._open_tape() if recording else Tape()
-            node = tape.record(x, propagator, force_targets, recording, kwargs)
+            if tape.ranks is ALONE:
+                node = tape.record(x, propagator, force_targets, recording, kwargs)
+            else:
+                with activate_ranks(tape.ranks):
+                    node = tape.record(x, propagator, force_targets, recording, kwargs)
         except BaseException:
             self._end_by_error()
             raise
@@ -275,6 +292,8 @@ class PropagationManager:
             self._unrecorded_costs.append(total)
             return costs
         self._costs.append(total)
+        if self._tape.ranks is not ALONE:
+            self._cost_nodes.append(node)
         if plain is None:
             self._only_plain_costs = False
         elif self._particles not in (None, particles):
@@ -440,7 +459,11 @@ class PropagationManager:
     def _open_tape(self) -> Tape:
         if self._finished:
             self._forget_rollout()
-        return self._tape
+        tape = self._tape
+        if tape.calls == 0 and self.sync:
+            # Asked for each rollout: the process group may be younger than the manager.
+            tape.ranks = all_ranks()
+        return tape
 
     def _find(self, chosen: str | Propagator) -> Propagator:
         """Return the propagator that is given itself or by its name."""
@@ -498,9 +521,39 @@ class PropagationManager:
                 "(no detach(), no numpy), or use LR."
             )
         value = self._costs[0] if len(self._costs) == 1 else torch.stack(self._costs).sum()
-        if not math.isfinite(value.detach().item()):
+        finite = math.isfinite(value.detach().item())
+        ranks = self._tape.ranks
+        if ranks is not ALONE:
+            self._agree(name, ranks, value.device, finite)
+        if not finite:
             self._refuse_costs(name)
+        if ranks is not ALONE and not self._is_plain():
+            self._share_means(ranks)
         return value
+
+    def _agree(self, name: str, ranks: Ranks, device: torch.device, finite: bool) -> None:
+        """Raise on every rank if the ranks' rollouts differ, or one has costs that are not finite.
+
+        What follows are collectives, in which ranks that do something else would wait for ever.
+        """
+        first = self._cost_nodes[0].get("output")
+        own = [first.shape[0], self._tape.calls, len(self._costs), finite]
+        found = ranks.gather(torch.tensor(own, dtype=torch.int64, device=device)).tolist()
+        particles, calls, costs, all_finite = zip(*found, strict=True)
+        check_same("particles", particles)
+        check_same("samples and costs in a rollout", calls)
+        check_same("costs in a rollout", costs)
+        if finite and not all(all_finite):
+            raise ValueError(
+                f"{name}: costs must be finite, or every particle's gradient would be lost; those "
+                f"of rank {all_finite.index(False)} are not."
+            )
+
+    def _share_means(self, ranks: Ranks) -> None:
+        """Tell loss nodes the means of their costs over all ranks, for baselines."""
+        own = torch.stack([cost.detach().double() for cost in self._costs])
+        for node, mean in zip(self._cost_nodes, ranks.sum(own) / ranks.size, strict=True):
+            node["mean_cost"] = mean
 
 
 class _OnFirstCall:

@@ -18,6 +18,7 @@ from lightning_proppo.containers import MARKS, Container, Content, Message, Node
 from lightning_proppo.densities import floating_tensors
 from lightning_proppo.errors import PropagationError
 from lightning_proppo.graph import LeafIndex, is_cut, mark_cut, tape_of
+from lightning_proppo.ranks import ALONE
 
 if TYPE_CHECKING:
     from lightning_proppo.propagators.base import Propagator
@@ -83,6 +84,7 @@ class Tape:
         next_propagator: what the last forward computation chose for the next one, or None.
         keep: whether nodes keep their contents in a backward pass, for another one.
         running: whether a computation runs over the nodes.
+        ranks: whose particles make up its batch.
     """
 
     def __init__(self, terminal_propagator: Propagator | None = None) -> None:
@@ -91,6 +93,7 @@ class Tape:
         self.next_propagator: str | Propagator | None = None
         self.keep = False
         self.running = False
+        self.ranks = ALONE
         self.index = LeafIndex()
         self.parent: weakref.ref[Tape] | None = None
         self._ahead: dict[int, Container] = {}

@@ -109,6 +109,28 @@ def _squared_deviations(gradients: Sequence[Tensor], scalar_estimate: bool) -> T
     return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
 
 
+def deviation_products(
+    first: Sequence[Tensor], second: Sequence[Tensor], scalar_estimate: bool = True
+) -> Tensor:
+    r"""Return summed products of deviations, in float64: of all coordinates, or of each.
+
+    .. math:: \sum_i (f_i - \bar f)(s_i - \bar s)
+
+    Args:
+        first: per-particle gradients f, [P, ...] each.
+        second: s, of the same shapes.
+        scalar_estimate: sum over all coordinates, []; False (for one tensor): [...].
+    """
+    if second is first:
+        return _squared_deviations(first, scalar_estimate)
+    sums = []
+    for a, b in zip(first, second, strict=True):
+        a, b = a.double(), b.double()
+        products = (a - a.mean(0, keepdim=True)) * (b - b.mean(0, keepdim=True))
+        sums.append(products.sum() if scalar_estimate else products.sum(0))
+    return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
+
+
 def _scaled_weights(
     first: Sequence[Tensor],
     second: Sequence[Tensor],

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_proppo.baselines import mean_baseline, no_baseline
+from lightning_proppo.baselines import leave_one_out, mean_baseline, no_baseline
 from lightning_proppo.initializers import ChainInitTemplate, Init, Optional
 from lightning_proppo.propagators.backprop import BackPropagator
 from lightning_proppo.propagators.base import Propagator
+from lightning_proppo.ranks import Ranks, active_ranks
 
 BaselineFunction = Callable[[Tensor, Any], Tensor]
 
@@ -20,6 +21,9 @@ _OF_LOSSES_ALONE = (mean_baseline, no_baseline)
 
 class BaselineProp(Propagator):
     """Adds ``'baselined_loss'`` to a message that has ``'local_loss'``.
+
+    With several ranks, :func:`~lightning_proppo.baselines.mean_baseline` is over the particles of
+    all; other functions see a rank's own losses.
 
     Args:
         baseline_func: a function ``(local_losses [P, 1], node) -> [P, 1]``, or several, applied
@@ -58,6 +62,7 @@ class BaselineProp(Propagator):
         if "local_loss" not in message:
             return message
         losses = baselined = message["local_loss"]
+        ranks = active_ranks()
         made_of = message.get("baselined")
         if (
             made_of is not None
@@ -67,6 +72,9 @@ class BaselineProp(Propagator):
         ):
             return None  # no cost has come since a later node did the same
         for function in reversed(self._functions):
+            if function is mean_baseline and ranks.size > 1:
+                baselined = _leave_one_out(baselined, message.get("mean_loss"), ranks)
+                continue
             baselined = function(baselined, node)
             if not isinstance(baselined, Tensor) or baselined.shape != losses.shape:
                 came = (
@@ -83,6 +91,23 @@ class BaselineProp(Propagator):
         if self._lasting:
             sent["baselined"] = (losses, self._functions)
         return sent
+
+
+def _leave_one_out(losses: Tensor, known: tuple[Tensor, Tensor] | None, ranks: Ranks) -> Tensor:
+    """Subtract the mean of all other particles on all ranks.
+
+    Args:
+        losses: of this rank's particles, [P, 1].
+        known: losses, and their mean over all ranks, which loss nodes have learnt together; of
+            other losses than these, the mean is asked for here.
+        ranks: the ranks.
+    """
+    particles = losses.shape[0] * ranks.size
+    if known is not None and known[0] is losses:
+        mean = known[1]
+    else:
+        mean = ranks.sum(losses.detach().double().sum()) / particles
+    return leave_one_out(losses.detach(), mean.to(losses.dtype), particles)
 
 
 # The slots of a Monte Carlo gradient estimator, as templates (Appendix D, listing 4).

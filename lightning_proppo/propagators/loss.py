@@ -95,6 +95,8 @@ class LossBase(Propagator):
     def backward_impl(self, node: Any, message: Any) -> Any:
         """Send back the sum of this and the later costs, and the mean's gradient."""
         total = node["output"]
+        # Over all ranks; the manager has written it into the node.
+        mean = node.get("mean_cost")
         if node["sum_loss"] and self.loss_name in message:
             later = message[self.loss_name]
             if later.shape != total.shape:
@@ -103,11 +105,16 @@ class LossBase(Propagator):
                     f"{total.shape[0]} and then {later.shape[0]}. If an earlier rollout was "
                     "abandoned, call manager.reset() after it."
                 )
+            if mean is not None:
+                known = message.get("mean_loss")
+                mean = known[1] + mean if known is not None and known[0] is later else None
             # Never in place: the node's own cost must survive another pass.
             total = total + later
         # What a later node's baseline was subtracted from is no longer the sum.
         message.pop("baselined_loss", None)
         sent: dict[str, Any] = {self.loss_name: total}
+        if mean is not None:
+            sent["mean_loss"] = (total, mean)
         costs = node["pre_output"]
         if node["lossgrad"] and costs.requires_grad:
             sent["outputs"] = Listed(costs)

@@ -6,14 +6,16 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_proppo.gaussians import fit_gaussian, sample_gaussian
+from lightning_proppo.gaussians import sample_gaussian
 from lightning_proppo.initializers import ChainInit
+from lightning_proppo.pooling import fit_gaussian_over
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
 from lightning_proppo.propagators.chain import ChainProp
 from lightning_proppo.propagators.loss import LossProp
 from lightning_proppo.propagators.plumbing import detached_output, gradient_message
 from lightning_proppo.propagators.rp import RPProp
+from lightning_proppo.ranks import active_ranks, sum_gradients
 
 
 class ResampleBase(Propagator):
@@ -26,6 +28,8 @@ class ResampleBase(Propagator):
       which varies from rollout to rollout, so that their variance is in expectation
       :math:`\Sigma / P` larger than the :math:`\Sigma` of the old ones; each further fit adds its
       own. A linear cost's gradient is exact, a quadratic one's is that of this larger variance.
+
+    With several ranks the Gaussian is fitted to the particles of all.
     """
 
     uses_cost_gradient = True
@@ -40,7 +44,9 @@ class ResampleBase(Propagator):
         del node
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"x must be a floating point tensor of particles; got {x!r}.")
-        mean, covariance = fit_gaussian(x.flatten(1) if x.dim() > 1 else x.unsqueeze(1))
+        ranks = active_ranks()
+        fitted = fit_gaussian_over(x.flatten(1) if x.dim() > 1 else x.unsqueeze(1), ranks)
+        mean, covariance = sum_gradients(fitted, ranks)
         fresh = sample_gaussian(mean, covariance, x.shape[0]).reshape(x.shape).to(x.dtype)
         return detached_output(fresh) if detach else {"output": fresh, "register_node": False}
 

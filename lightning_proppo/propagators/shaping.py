@@ -9,19 +9,16 @@ import torch
 from torch import Tensor
 
 from lightning_proppo.containers import Listed
-from lightning_proppo.gaussians import (
-    fit_gaussian,
-    full_precision,
-    sample_gaussian,
-    shaped_statistic,
-)
+from lightning_proppo.gaussians import sample_gaussian, shaped_statistic
 from lightning_proppo.graph import cut
 from lightning_proppo.initializers import ChainInit, Init, Optional
+from lightning_proppo.pooling import fit_gaussian_over
 from lightning_proppo.propagators.backprop import BackPropagator
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.chain import ChainProp
 from lightning_proppo.propagators.loss import GSLossBase
 from lightning_proppo.propagators.plumbing import SkipProp, SumBase
+from lightning_proppo.ranks import active_ranks, sum_together
 
 State = Tensor | Mapping[str, Tensor] | tuple[Tensor, ...] | list[Tensor]
 
@@ -106,7 +103,7 @@ class GaussShapeBase(Propagator):
         """
         del node
         flat = pack(x)
-        mean, covariance = fit_gaussian(flat)
+        mean, covariance = fit_gaussian_over(flat, active_ranks())
         mean_cut, covariance_cut = cut(mean), cut(covariance)
         fresh = sample_gaussian(mean_cut, covariance_cut, flat.shape[0])
         return {
@@ -129,10 +126,18 @@ class GaussShapeBase(Propagator):
             for leaf in (mean_cut, covariance_cut)
         )
         centred = node["centred"]
-        with full_precision(centred):
-            scatter = centred.mT @ centred / centred.shape[0]
+        ranks = active_ranks()
+        # The Gaussian fitted to all ranks' particles acts on the costs of all.
+        mean_gradient, covariance_gradient = sum_together(
+            [mean_gradient, covariance_gradient], ranks
+        )
+        particles = centred.shape[0] * ranks.size
+        # The mean square, without Bessel's correction.
+        scatter = node["covar"].detach() * ((particles - 1) / particles)
+        statistic = shaped_statistic(centred, scatter, mean_gradient, covariance_gradient)
         sent: dict[str, Any] = {
-            "shaped_stat": shaped_statistic(centred, scatter, mean_gradient, covariance_gradient)
+            # A rank's costs were averaged over its own particles.
+            "shaped_stat": statistic / ranks.size if ranks.size > 1 else statistic
         }
         if node["shaped_grad"]:
             sent["outputs"] = Listed(node["mu"], node["covar"])

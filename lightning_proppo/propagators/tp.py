@@ -22,6 +22,7 @@ from lightning_proppo.graph import (
     vector_jacobian_product,
 )
 from lightning_proppo.per_particle import Answers, ParameterUses, find_parameter_uses
+from lightning_proppo.pooling import pooled_products, pooled_variances, pooled_weights
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
 from lightning_proppo.propagators.biw import check_sharing, share_backward
@@ -48,6 +49,7 @@ from lightning_proppo.propagators.sampling import (
     require_rsample,
 )
 from lightning_proppo.propagators.targets import Target, check_expanded, check_target
+from lightning_proppo.ranks import Ranks, active_ranks
 from lightning_proppo.variances import (
     inverse_variance_weighting,
     mix,
@@ -219,7 +221,7 @@ class TPBase(Propagator):
             lr = lr_way(losses)
         if node["weighting"] == "cross-fitted" and "baselined_loss" in message:
             # A baseline made of all particles would let each half into the other's weights.
-            by_half = _centred_by_half(message["local_loss"])
+            by_half = _centred_by_half(message["local_loss"], active_ranks())
             lr = replace(lr, contributions=lr_way(by_half).cotangents)
         counter = message.get("k_counter", 0)
         kept = message.get("k_lr_k_rp") if counter % node["k_interval"] else None
@@ -325,16 +327,22 @@ class TPBase(Propagator):
         """Return weights from what autograd gave for LR and for RP: (leaves, ..., edges) each."""
         (_, lr_totals, lr_expanded, lr_edges), (_, rp_totals, rp_expanded, rp_edges) = answers
         with_covariance = node["weighting"] == "covariance"
+        ranks = active_ranks()
         if uses is not None and uses.parameters:
             first = Answers(lr_edges, lr_totals, lr.outputs, _rows(lr.independent, part))
             second = Answers(rp_edges, rp_totals, rp.outputs, _rows(rp.independent, part))
             moments = uses.moments(first, second, with_covariance)
+            totals, members = (lr_totals, rp_totals), uses.particles
+            if with_covariance:
+                return weights_from_variances(*pooled_products(moments, totals, members, ranks))
+            variances = [moments.first, moments.second]
             if part is not None:
-                return weights_from_variances(
-                    moments.first + _centring(lr_totals, part, uses.particles),
-                    moments.second + _centring(rp_totals, part, uses.particles),
-                )
-            return weights_from_variances(*moments)
+                members = len(range(uses.particles)[part])
+                variances = [
+                    variance + _centring(total, members, uses.particles)
+                    for variance, total in zip(variances, totals, strict=True)
+                ]
+            return weights_from_variances(*pooled_variances(variances, totals, members, ranks))
         pairs = [
             _filled(a, b)
             for a, b in zip(lr_expanded, rp_expanded, strict=True)
@@ -348,8 +356,8 @@ class TPBase(Propagator):
             for gradients in zip(*pairs, strict=True)
         )
         if self.var_weighting_func is inverse_variance_weighting:
-            return inverse_variance_weighting(
-                first_gradients, second_gradients, with_covariance=with_covariance
+            return pooled_weights(
+                first_gradients, second_gradients, ranks, with_covariance=with_covariance
             )
         return _check_weights(
             self.var_weighting_func(first_gradients, second_gradients), lr.cotangents[0]
@@ -379,11 +387,13 @@ def _split(answers: Sequence[Any], sizes: Sequence[int]) -> list[Sequence[Any]]:
     return [*parts, answers[start:]]
 
 
-def _centred_by_half(losses: Tensor) -> Tensor:
-    """Return losses [P, 1] less the mean of their half."""
+def _centred_by_half(losses: Tensor, ranks: Ranks) -> Tensor:
+    """Return losses [P, 1] less the mean of their half, of all ranks' particles."""
     centred = losses.clone()
-    for half in _HALVES:
-        centred[half] -= losses[half].mean(0)
+    # In 64 bits, so that one rank or many make no difference to 32.
+    means = torch.stack([losses[half].double().mean(0) for half in _HALVES])
+    for half, mean in zip(_HALVES, ranks.sum(means) / ranks.size, strict=True):
+        centred[half] -= mean.to(losses.dtype)
     return centred
 
 
@@ -397,13 +407,12 @@ def _rows(cotangents: Sequence[Tensor], part: slice | None) -> list[Tensor]:
     return kept
 
 
-def _centring(totals: Sequence[Tensor | None], part: slice, particles: int) -> Tensor | float:
+def _centring(totals: Sequence[Tensor | None], members: int, particles: int) -> Tensor | float:
     """Return what turns squares about the mean of P numbers into those about the mean of a part.
 
     The numbers outside the part are zeros.
     """
     squares = [total.double().square().sum() for total in totals if total is not None]
-    members = len(range(particles)[part])
     return torch.stack(squares).sum() * (1 / particles - 1 / members) if squares else 0.0
 
 
@@ -439,6 +448,7 @@ def _weights_at_node(node: Any, lr: Pathway, rp: Pathway) -> Weights:
     families.
     """
     first, second = lr.independent[0], rp.independent[0]
+    ranks = active_ranks()
     if "noise" not in node:
         point = node["point"].detach().requires_grad_()
         with torch.enable_grad(), full_precision(point):
@@ -454,7 +464,7 @@ def _weights_at_node(node: Any, lr: Pathway, rp: Pathway) -> Weights:
         "with_covariance": node["weighting"] == "covariance",
     }
     if node["weighting"] != "cross-fitted":
-        return inverse_variance_weighting(first, second, **options)
+        return pooled_weights([first], [second], ranks, **options)
     even, odd = _HALVES
     k_lr, k_rp = (
         torch.empty(
@@ -465,7 +475,7 @@ def _weights_at_node(node: Any, lr: Pathway, rp: Pathway) -> Weights:
         for _ in range(2)
     )
     for own, other in ((even, odd), (odd, even)):
-        k_lr[own], k_rp[own] = inverse_variance_weighting(first[other], second[other], **options)
+        k_lr[own], k_rp[own] = pooled_weights([first[other]], [second[other]], ranks, **options)
     if not coordinatewise:
         k_lr, k_rp = (k.reshape(-1, *[1] * (second.dim() - 1)) for k in (k_lr, k_rp))
     return k_lr, k_rp
