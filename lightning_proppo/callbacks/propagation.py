@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback
 
+from lightning_proppo.callbacks.noise import NoiseStream
 from lightning_proppo.errors import PropagationError
 from lightning_proppo.manager import PropagationManager
 from lightning_proppo.propagators import Propagator
+
+# In a checkpoint.
+_NOISE = "proppo_noise"
 
 
 class PropagationCallback(Callback):
@@ -19,7 +23,11 @@ class PropagationCallback(Callback):
     - The module finds a :class:`PropagationManager` under ``attribute``. A module that brings its
       own keeps it.
     - The tape is cleared at each batch and after an exception.
-    - With several ranks, each draws noise of its own, also after ``seed_everything``.
+    - Training steps draw from a stream of random numbers of their own. With several ranks, each
+      has its own, also after ``seed_everything``; it depends on Lightning's seed and the rank.
+      Checkpoints hold it: a run that is resumed draws what it would have drawn.
+    - With several ranks, baselines, weights and fitted Gaussians are made of the particles of all
+      (``sync``).
     - A ``training_step`` whose rollout would be lost without a word is an error.
     - The module's loggers get ``propagation/cost`` and, with TP, ``propagation/lr_weight``, the
       mean weight given to LR.
@@ -33,6 +41,7 @@ class PropagationCallback(Callback):
         attribute: the module's attribute that holds the manager.
         log: whether to log.
         options: of the named estimator's samples, e.g. ``{"noise": "quasi-random"}``.
+        sync: see :class:`PropagationManager`; False leaves each rank its own statistics.
 
     Raises:
         TypeError, ValueError: for an unknown estimator or option.
@@ -45,6 +54,7 @@ class PropagationCallback(Callback):
         attribute: str = "manager",
         log: bool = True,
         options: dict[str, Any] | None = None,
+        sync: bool = True,
     ) -> None:
         if not isinstance(attribute, str) or not attribute.isidentifier() or iskeyword(attribute):
             raise ValueError(
@@ -61,6 +71,8 @@ class PropagationCallback(Callback):
         self.attribute = attribute
         self.log_statistics = log
         self.options = dict(options or {})
+        self.sync = sync
+        self._noise = NoiseStream()
         # Made at once, so that a misspelt name is an error where it was written.
         self._manager = self._make_manager()
 
@@ -94,18 +106,25 @@ class PropagationCallback(Callback):
             self.manager_of(pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Give each rank noise of its own."""
-        del pl_module
-        if trainer.world_size > 1:
-            # seed_everything gave every rank the same state; the ranks' seeds are drawn from it.
-            seeds = torch.randint(0, 2**62, (trainer.world_size,), dtype=torch.int64)
-            torch.manual_seed(int(seeds[trainer.global_rank]))
+        """Begin the stream of noise, or go on with that of a checkpoint."""
+        self._noise.begin(pl_module.device, trainer.global_rank, trainer.world_size)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Keep all ranks' streams of noise."""
+        del trainer, pl_module
+        checkpoint[_NOISE] = self._noise.state_of_ranks()
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Take the streams of noise from a checkpoint."""
+        del trainer, pl_module
+        self._noise.load(checkpoint.get(_NOISE, {}))
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Clear the tape, and what was to be logged of the batch before."""
+        """Clear the tape, and what was to be logged of the batch before; begin to draw noise."""
         del trainer, batch, batch_idx
+        self._noise.enter()
         manager = self.manager_of(pl_module)
         manager.reset()
         manager.last_cost, manager.statistics = None, {}
@@ -141,13 +160,20 @@ class PropagationCallback(Callback):
     ) -> None:
         """Refuse a batch that left a recorded rollout out; log."""
         del trainer, outputs, batch, batch_idx
+        self._noise.leave()
         self._check_nothing_is_lost(pl_module, no_more_to_come=True)
         if self.log_statistics:
             self._log(pl_module)
 
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Draw from this stream no longer, where a batch was broken off."""
+        del trainer, pl_module
+        self._noise.leave()
+
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Clear the tape."""
         del trainer, exception
+        self._noise.leave()
         manager = getattr(pl_module, self.attribute, None)
         if isinstance(manager, PropagationManager):
             manager.reset()
@@ -155,7 +181,9 @@ class PropagationCallback(Callback):
     # -- inner -------------------------------------------------------------------------------
 
     def _make_manager(self) -> PropagationManager:
-        manager = PropagationManager(self.propagator, self.loss_propagator, **self.options)
+        manager = PropagationManager(
+            self.propagator, self.loss_propagator, sync=self.sync, **self.options
+        )
         manager.given_by_callback = True
         return manager
 

@@ -126,7 +126,9 @@ def test_the_estimator_is_chosen_by_the_callback_alone(pl: ModuleType, name: str
     def step(module: Any, batch_idx: int) -> Tensor:
         return module.manager.loss(roll(module), lossfunc=cost)
 
-    module = make_module(pl, step, batches=30)
+    module = make_module(pl, step, batches=100)
+    # At 0.1, LR with so few particles diverges in one of ten trainings.
+    module.hparams.rate = 0.03
     fit(pl, module, PropagationCallback(name))
     # Three steps of the mean lead from 0 to 1 where the network is 1/3 at 0 and constant.
     mean = torch.zeros(1, 2)
