@@ -383,7 +383,7 @@ def test_step_and_render_need_a_reset() -> None:
     ("options", "message"),
     [
         ({"initial_angle": "down"}, r"initial_angle: expected one of \[.*\], got 'down'"),
-        ({"initial_std": -0.1}, "initial_std: expected a finite number of 0 or more, got -0.1"),
+        ({"initial_std": -0.1}, "initial_std: expected a finite number of 0 or more, .* got -0.1"),
         ({"initial_std": math.inf}, "initial_std: expected"),
         ({"observation_noise_std": math.nan}, "observation_noise_std: expected .*, got nan"),
         ({"cost_width": 0.0}, "cost_width: expected a positive finite number, .* got 0.0"),
