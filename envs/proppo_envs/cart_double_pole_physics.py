@@ -12,8 +12,8 @@ Convention
 
 Derivation
     The inner pole, a uniform rod of mass m_1 and length l_1, is hinged to a cart of mass M, and the
-    outer pole, a uniform rod of mass m_2 and length l_2, to the inner pole's end. The joints have no
-    friction. The energies of the centres of mass and of the rotations about them,
+    outer pole, a uniform rod of mass m_2 and length l_2, to the inner pole's end. The joints have
+    no friction. The energies of the centres of mass and of the rotations about them,
     :math:`m_i l_i^2 / 12` being the moments of inertia, add up to
 
     .. math::

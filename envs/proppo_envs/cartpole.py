@@ -43,8 +43,8 @@ class CartPoleSwingUpEnv(CartEnv):
     The angle is not wrapped: it stays continuous when the pole goes round, so that differences
     between successive observations are smooth. Every coordinate carries independent Gaussian
     measurement noise, of standard deviation ``observation_noise_std`` in its own unit, its variance
-    multiplied by ``noise_multiplier``. Inside, the state is float64; float32 observations fit networks of torch's default dtype, and their
-    rounding is far below the noise.
+    multiplied by ``noise_multiplier``. Inside, the state is float64; float32 observations fit
+    networks of torch's default dtype, and their rounding is far below the noise.
 
     ## Reward
     :math:`\exp(-d^2 / (2 w^2))`, in [0, 1], where d is the distance (m) from the pole's tip after

@@ -1,4 +1,4 @@
-"""Pictures of a cart with poles, drawn with pygame, which is imported only when one is asked for."""
+"""Pictures of carts with poles, drawn with pygame, which is imported only when one is asked for."""
 
 from __future__ import annotations
 
