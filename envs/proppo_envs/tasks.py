@@ -25,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -55,7 +55,8 @@ class Task:
             wrapped: what a model should see by sine and cosine.
         encoded_angles: pairs of coordinates (sine, cosine) of angles that the environment itself
             observes in this way.
-        options: with which it must be made for the cost to be a function of its observations.
+        options: names and values with which it must be made for the cost to be a function of its
+            observations.
         wrapper: in which it must be put for the same reason, called with it and with those options
             that are fields of the cost.
         extra: of this distribution, that the environment needs.
@@ -65,7 +66,7 @@ class Task:
     cost_class: type[StepCost]
     angles: tuple[int, ...] = ()
     encoded_angles: tuple[tuple[int, int], ...] = ()
-    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    options: tuple[tuple[str, Any], ...] = ()
     wrapper: Callable[..., gymnasium.Env[Any, Any]] | None = None
     extra: str | None = None
 
@@ -94,7 +95,7 @@ class Task:
         """
         self._check(options)
         try:
-            env = gymnasium.make(self.id, **{**self.options, **options})
+            env = gymnasium.make(self.id, **{**dict(self.options), **options})
         except DependencyNotInstalled as error:
             if self.extra is None:
                 raise
@@ -125,7 +126,7 @@ class Task:
         return {name: options[name] for name in known & set(options)}
 
     def _check(self, options: Mapping[str, Any]) -> None:
-        for name, needed in self.options.items():
+        for name, needed in self.options:
             if options.get(name, needed) != needed:
                 raise ValueError(
                     f"options: the cost of {self.id} needs {name}={needed!r}, got {options[name]!r}"
@@ -138,7 +139,7 @@ class Task:
                 )
 
 
-_WITH_POSITION = MappingProxyType({"exclude_current_positions_from_observation": False})
+_WITH_POSITION = (("exclude_current_positions_from_observation", False),)
 
 _TASKS: Mapping[str, Task] = MappingProxyType(
     {
