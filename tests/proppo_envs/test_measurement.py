@@ -25,11 +25,11 @@ def test_numbers() -> None:
 
 @pytest.mark.parametrize("std", [-0.1, math.inf, (0.1, 0.2), [[0.1] * 4], "high", [1, 2, 3, -4]])
 def test_wrong_deviations_are_refused(std: object) -> None:
-    with pytest.raises(ValueError, match="^observation_noise_std: expected .*4 of them.*, got"):
+    with pytest.raises(ValueError, match=r"^observation_noise_std: expected .*4 of them.*, got"):
         measurement_std(std, 1.0, 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("multiplier", [-1.0, math.nan, math.inf])
 def test_wrong_multipliers_are_refused(multiplier: float) -> None:
-    with pytest.raises(ValueError, match="^noise_multiplier: expected .* or more, got"):
+    with pytest.raises(ValueError, match=r"^noise_multiplier: expected .* or more, got"):
         measurement_std(0.1, multiplier, 1)
