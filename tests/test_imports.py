@@ -36,6 +36,17 @@ MATHEMATICS = tuple(
         "variances",
     )
 )
+ENVIRONMENTS_MATHEMATICS = tuple(
+    f"proppo_envs.{name}"
+    for name in (
+        "cart_double_pole_physics",
+        "cartpole_physics",
+        "costs",
+        "integration",
+        "measurement",
+        "success",
+    )
+)
 # What a layer must not import, at run time or for its types' sake.
 FORBIDDEN = {
     "lightning_proppo.containers": ("propagators", "tape", "handover", "manager"),
@@ -189,14 +200,28 @@ def test_nothing_within_imports_callbacks_or_command_line(ours: list[Module]) ->
     assert not wrong
 
 
-def test_mathematics_knows_nothing_else_of_ours(ours: list[Module]) -> None:
+@pytest.mark.parametrize("mathematics", [MATHEMATICS, ENVIRONMENTS_MATHEMATICS])
+def test_mathematics_knows_nothing_else_of_ours(
+    mathematics: tuple[str, ...], ours: list[Module]
+) -> None:
     allowed = {"torch", "numpy", *sys.stdlib_module_names}
+    assert set(mathematics) <= {module.name for module in ours}
     wrong = [
         told(module, found)
         for module in ours
-        if module.name in MATHEMATICS
+        if module.name in mathematics
         for found in imports(module.tree, module.package)
-        if found.name.partition(".")[0] not in allowed and not lies_in(found.name, *MATHEMATICS)
+        if found.name.partition(".")[0] not in allowed and not lies_in(found.name, *mathematics)
+    ]
+    assert not wrong
+
+
+def test_simulators_and_screens_are_imported_only_when_asked_for(ours: list[Module]) -> None:
+    wrong = [
+        told(module, found)
+        for module in ours
+        for found in imports(module.tree, module.package)
+        if found.at_load and lies_in(found.name, "mujoco", "pygame", "gymnasium.envs")
     ]
     assert not wrong
 

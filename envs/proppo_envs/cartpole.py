@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-import gymnasium
-import numpy as np
-import torch
-from gymnasium.error import ResetNeeded
-from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from proppo_envs.cartpole_physics import CartPoleParameters, FloatArray, integrate
+from proppo_envs.cart_env import CartEnv
+from proppo_envs.cartpole_physics import CartPoleParameters, integrate
 from proppo_envs.costs import tip_distance_cost, tip_distance_squared
-from proppo_envs.rendering import CartPoleRenderer
-from proppo_envs.success import SUCCESS_STEPS, is_success
+from proppo_envs.integration import FloatArray
+from proppo_envs.success import is_success
 
 __all__ = ["CartPoleSwingUpEnv", "is_success"]
 
-_INITIAL_ANGLES = {"hanging": math.pi, "upright": 0.0}
 
-
-class CartPoleSwingUpEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
+class CartPoleSwingUpEnv(CartEnv):
     r"""Swing a hanging pole up, and balance it over the origin, by pushing its cart.
 
     ## Description
@@ -51,9 +42,9 @@ class CartPoleSwingUpEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]
 
     The angle is not wrapped: it stays continuous when the pole goes round, so that differences
     between successive observations are smooth. Every coordinate carries independent Gaussian
-    measurement noise, of standard deviation ``observation_noise_std`` in its own unit. Inside, the
-    state is float64; float32 observations fit networks of torch's default dtype, and their
-    rounding is far below the noise.
+    measurement noise, of standard deviation ``observation_noise_std`` in its own unit, its variance
+    multiplied by ``noise_multiplier``. Inside, the state is float64; float32 observations fit
+    networks of torch's default dtype, and their rounding is far below the noise.
 
     ## Reward
     :math:`\exp(-d^2 / (2 w^2))`, in [0, 1], where d is the distance (m) from the pole's tip after
@@ -62,7 +53,8 @@ class CartPoleSwingUpEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]
     :meth:`cost` is its differentiable twin for agents.
 
     ## Start
-    The cart rests at the origin with the pole hanging (``initial_angle="upright"``: standing),
+    The cart rests at the origin with the pole hanging (``initial_angle="upright"``: standing, which
+    is what ``gymnasium.make("proppo_envs:CartPoleBalance-v0")`` gives),
     plus independent Gaussian deviations of standard deviation ``initial_std`` on every coordinate.
     ``reset(options={"state": array})`` starts at just that state (four numbers) instead.
 
@@ -80,12 +72,16 @@ class CartPoleSwingUpEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]
 
     Args:
         initial_angle: ``"hanging"`` or ``"upright"``, the pole's mean angle at the start.
-        initial_std: standard deviation of every coordinate of the first state, in the
-            coordinate's unit; 0 or more.
-        observation_noise_std: standard deviation of the noise on every coordinate of the
-            observation, in the coordinate's unit; 0 or more.
-        cost_width: width w of the cost (m), positive. PIPPS (Parmas et al., 2018) takes 0.5,
-            PILCO 0.25. With several, the cost is the mean of theirs.
+        initial_std: standard deviation of the first state, in each coordinate's unit: one number
+            or one for each coordinate; 0 or more.
+        observation_noise_std: standard deviation of the noise on the observation, in each
+            coordinate's unit: one number, one for each coordinate, or ``"pipps"``: 0.01 m, 0.1 m/s,
+            1 degree and 10 degrees/s, as in PIPPS (Parmas et al., 2018); 0 or more.
+        noise_multiplier: k, by which the *variance* of the observation's noise is multiplied; 0 or
+            more. PIPPS takes 1, 4, 16, 25, and others; see
+            :func:`proppo_envs.measurement.measurement_std`.
+        cost_width: width w of the cost (m), positive. PIPPS takes 0.5, PILCO 0.25. With several,
+            the cost is the mean of theirs.
         render_mode: ``None``, ``"rgb_array"`` or ``"human"``; the last two need pygame
             (``pip install "lightning-proppo[render]"``).
 
@@ -98,60 +94,14 @@ class CartPoleSwingUpEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]
         "render_fps": 10,
     }
 
-    parameters = CartPoleParameters()
+    parameters: ClassVar[CartPoleParameters] = CartPoleParameters()
+    pole_lengths = (parameters.pole_length,)
     force_limit = 10.0
     time_step = 0.1
     # Steps of 5 ms. In 20,000 episodes of full force, half of them pumping the pole, it spun at up
     # to 35 rad/s; there one step's error was at most 2.5e-4 rad/s, and less in the other
     # coordinates: far below the measurement noise, which it was not with 10 substeps.
     substeps = 20
-
-    def __init__(
-        self,
-        *,
-        initial_angle: Literal["hanging", "upright"] = "hanging",
-        initial_std: float = 0.1,
-        observation_noise_std: float = 0.01,
-        cost_width: float | Sequence[float] = 0.5,
-        render_mode: str | None = None,
-    ) -> None:
-        if initial_angle not in _INITIAL_ANGLES:
-            raise ValueError(
-                f"initial_angle: expected one of {sorted(_INITIAL_ANGLES)}, got {initial_angle!r}"
-            )
-        for name, value in (
-            ("initial_std", initial_std),
-            ("observation_noise_std", observation_noise_std),
-        ):
-            if not (math.isfinite(value) and value >= 0.0):
-                raise ValueError(f"{name}: expected a finite number of 0 or more, got {value!r}")
-        widths = cost_width if isinstance(cost_width, Sequence) else (cost_width,)
-        if not widths or not all(math.isfinite(width) and width > 0.0 for width in widths):
-            raise ValueError(
-                "cost_width: expected a positive finite number, or several of them, got "
-                f"{cost_width!r}"
-            )
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise ValueError(
-                f"render_mode: expected None or one of {self.metadata['render_modes']}, "
-                f"got {render_mode!r}"
-            )
-        self.initial_angle = initial_angle
-        self.initial_std = float(initial_std)
-        self.observation_noise_std = float(observation_noise_std)
-        self.cost_width = (
-            [float(width) for width in cost_width]
-            if isinstance(cost_width, Sequence)
-            else float(cost_width)
-        )
-        self.render_mode = render_mode
-        # The track has no end; Gymnasium's checker warns of infinite bounds.
-        largest = float(np.finfo(np.float32).max)
-        self.observation_space = gymnasium.spaces.Box(-largest, largest, (4,), np.float32)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
-        self._state: FloatArray | None = None
-        self._recent: deque[FloatArray] = deque(maxlen=SUCCESS_STEPS)
-        self._renderer: CartPoleRenderer | None = None
 
     def cost(self, observation: Tensor, action: Tensor | None = None) -> Tensor:
         """One minus the reward, as a differentiable function of the state after the step.
@@ -172,134 +122,14 @@ class CartPoleSwingUpEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]
             observation, pole_length=self.parameters.pole_length, width=self.cost_width
         )
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Start an episode.
+    def _tip_distance_squared(self, observation: Tensor) -> Tensor:
+        return tip_distance_squared(observation, pole_length=self.parameters.pole_length)
 
-        Args:
-            seed: seeds ``self.np_random``; ``None`` goes on with the present generator.
-            options: ``{"state": array}`` with four finite numbers starts at just that state.
-
-        Returns:
-            The observation ``(4,)`` and the info described with the class.
-
-        Raises:
-            ValueError: an option is unknown, or the state is not four finite numbers.
-        """
-        super().reset(seed=seed)
-        unknown = sorted(str(key) for key in (options or {}) if key != "state")
-        if unknown:
-            raise ValueError(f"options: expected only the key 'state', got {unknown}")
-        if options and options.get("state") is not None:
-            state = _finite_array("options['state']", options["state"], (4,))
-        else:
-            mean = np.array([0.0, 0.0, _INITIAL_ANGLES[self.initial_angle], 0.0])
-            state = mean + self.initial_std * self.np_random.standard_normal(4)
-        self._state = state
-        self._recent.clear()
-        if self.render_mode == "human":
-            self.render()
-        return self._observe(state), self._info(state)
-
-    def step(
-        self, action: ArrayLike
-    ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Push the cart for one step of 0.1 s.
-
-        Args:
-            action: ``(1,)``, the force as a fraction of its limit, clipped to [-1, 1].
-
-        Returns:
-            The observation ``(4,)``, the reward, ``False`` (never terminated), ``False`` (never
-            truncated here), and the info described with the class.
-
-        Raises:
-            ValueError: ``action`` is not one finite number in an array of shape ``(1,)``.
-            gymnasium.error.ResetNeeded: the environment has not been reset yet.
-        """
-        if self._state is None:
-            raise ResetNeeded("step: expected a call of reset() first, got none")
-        fraction = _finite_array("action", action, (1,)).clip(-1.0, 1.0)
-        state = integrate(
-            self._state,
-            self.force_limit * float(fraction[0]),
+    def _move(self, state: FloatArray, force: float) -> FloatArray:
+        return integrate(
+            state,
+            force,
             duration=self.time_step,
             substeps=self.substeps,
             parameters=self.parameters,
         )
-        self._state = state
-        self._recent.append(state)
-        reward = 1.0 - float(self.cost(torch.from_numpy(state)))
-        if self.render_mode == "human":
-            self.render()
-        return self._observe(state), reward, False, False, self._info(state)
-
-    def render(self) -> NDArray[np.uint8] | None:
-        """Draw the present state.
-
-        Returns:
-            ``"rgb_array"``: an image ``[height, width, 3]`` of uint8. ``"human"``: ``None``, the
-            image is in a window. Without a render mode: ``None``, with Gymnasium's warning.
-
-        Raises:
-            gymnasium.error.ResetNeeded: the environment has not been reset yet.
-            gymnasium.error.DependencyNotInstalled: pygame is missing.
-        """
-        if self.render_mode is None:
-            gymnasium.logger.warn(
-                "render() was called on a CartPoleSwingUpEnv without a render mode; pass "
-                'render_mode="rgb_array" or "human" to gymnasium.make or to the class.'
-            )
-            return None
-        if self._state is None:
-            raise ResetNeeded("render: expected a call of reset() first, got none")
-        if self._renderer is None:
-            self._renderer = CartPoleRenderer(
-                pole_length=self.parameters.pole_length,
-                frames_per_second=self.metadata["render_fps"],
-            )
-        position, angle = float(self._state[0]), float(self._state[2])
-        if self.render_mode == "human":
-            self._renderer.show(position, angle)
-            return None
-        return self._renderer.image(position, angle)
-
-    def close(self) -> None:
-        """Close the window, if there is one. It may be called twice."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
-
-    def _observe(self, state: FloatArray) -> NDArray[np.float32]:
-        # Drawn also where the standard deviation is 0, so that it alone does not change what the
-        # generator gives to later episodes.
-        noise = self.observation_noise_std * self.np_random.standard_normal(4)
-        return (state + noise).astype(np.float32)
-
-    def _info(self, state: FloatArray) -> dict[str, Any]:
-        squared = tip_distance_squared(
-            torch.from_numpy(state), pole_length=self.parameters.pole_length
-        )
-        recent = np.array(self._recent).reshape(-1, 4)
-        return {
-            "state": state.copy(),
-            "tip_distance": math.sqrt(float(squared)),
-            "success": is_success(recent),
-        }
-
-
-def _finite_array(name: str, value: ArrayLike, shape: tuple[int, ...]) -> FloatArray:
-    """A float64 copy of ``value``, or a ValueError that names it."""
-    expected = f"{name}: expected an array of shape {shape} of finite numbers"
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:  # the last: a tensor that needs grad
-        raise ValueError(f"{expected}, got {value!r}") from error
-    if array.dtype.kind not in "fiu":  # numpy would turn "1" and True into numbers
-        raise ValueError(f"{expected}, got dtype {array.dtype}")
-    if array.shape != shape:
-        raise ValueError(f"{expected}, got shape {array.shape}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{expected}, got {array}")
-    return np.array(array, dtype=np.float64)

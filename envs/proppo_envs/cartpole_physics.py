@@ -43,9 +43,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from proppo_envs.integration import FloatArray, runge_kutta
 
 
 @dataclass(frozen=True)
@@ -124,17 +123,12 @@ def integrate(
     Raises:
         ValueError: ``substeps`` is less than 1.
     """
-    if substeps < 1:
-        raise ValueError(f"substeps: expected at least 1, got {substeps!r}")
-    step = duration / substeps
-    state = np.array(state, dtype=np.float64)
-    for _ in range(substeps):
-        k1 = state_derivative(state, force, parameters)
-        k2 = state_derivative(state + 0.5 * step * k1, force, parameters)
-        k3 = state_derivative(state + 0.5 * step * k2, force, parameters)
-        k4 = state_derivative(state + step * k3, force, parameters)
-        state = state + step / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
-    return state
+    return runge_kutta(
+        lambda at: state_derivative(at, force, parameters),
+        state,
+        duration=duration,
+        substeps=substeps,
+    )
 
 
 def tip_position(state: FloatArray, parameters: CartPoleParameters) -> FloatArray:

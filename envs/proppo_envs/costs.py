@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def tip_distance_squared(observation: Tensor, *, pole_length: float) -> Tensor:
+def tip_distance_squared(observation: Tensor, *, pole_length: float | Sequence[float]) -> Tensor:
     r"""Squared distance of the pole's tip from where it stands when balanced over the origin.
 
     .. math:: d^2 = (x - l \sin\theta)^2 + (l \cos\theta - l)^2
@@ -22,29 +22,43 @@ def tip_distance_squared(observation: Tensor, *, pole_length: float) -> Tensor:
     is at :math:`(x - l \sin\theta,\; l \cos\theta)`, in metres from the pivot's height over the
     origin. The angle enters by sine and cosine only: the distance has its period of 2 pi.
 
+    With several poles, each on the end of the one before, sums over them take the place of the
+    terms with l, each angle being measured from the vertical; the tip is that of the last.
+
     Args:
         observation: ``[..., 4]``, cart position (m), cart velocity (m/s), pole angle (rad), pole
-            angular velocity (rad/s). A true state serves as well.
-        pole_length: length l of the pole (m), positive.
+            angular velocity (rad/s); for each further pole two coordinates more. A true state
+            serves as well.
+        pole_length: length l of the pole (m), positive; with several, one for each, outwards.
 
     Returns:
         ``[...]``, in square metres, of the observation's dtype.
 
     Raises:
         TypeError: ``observation`` is not a floating-point tensor.
-        ValueError: its last axis does not have size 4, or the length is not positive and finite.
+        ValueError: its last axis does not have size 4 (2 + 2 N with N poles), or a length is not
+            positive and finite.
     """
-    _check_observation(observation)
-    _check_positive("pole_length", pole_length)
-    position, angle = observation[..., 0], observation[..., 2]
-    horizontal = position - pole_length * torch.sin(angle)
-    # 1 - cos(angle), without its cancellation near upright, where the agent shall end up.
-    vertical = 2.0 * pole_length * torch.sin(0.5 * angle).square()
+    lengths = pole_length if isinstance(pole_length, Sequence) else (pole_length,)
+    if not lengths:
+        raise ValueError("pole_length: expected at least one positive finite number, got none")
+    for one in lengths:
+        _check_positive("pole_length", one)
+    _check_observation(observation, 2 + 2 * len(lengths))
+    horizontal = observation[..., 0]
+    vertical = torch.zeros_like(horizontal)
+    for length, angle in zip(lengths, observation[..., 2::2].unbind(-1), strict=True):
+        horizontal = horizontal - length * torch.sin(angle)
+        # 1 - cos(angle), without its cancellation near upright, where the agent shall end up.
+        vertical = vertical + 2.0 * length * torch.sin(0.5 * angle).square()
     return horizontal.square() + vertical.square()
 
 
 def tip_distance_cost(
-    observation: Tensor, *, pole_length: float, width: float | Sequence[float]
+    observation: Tensor,
+    *,
+    pole_length: float | Sequence[float],
+    width: float | Sequence[float],
 ) -> Tensor:
     r"""Saturating cost of the distance of the pole's tip from balance over the origin.
 
@@ -58,8 +72,9 @@ def tip_distance_cost(
 
     Args:
         observation: ``[..., 4]``, cart position (m), cart velocity (m/s), pole angle (rad), pole
-            angular velocity (rad/s), the angle 0 upright and growing counter-clockwise.
-        pole_length: length of the pole (m), positive.
+            angular velocity (rad/s), the angle 0 upright and growing counter-clockwise; for each
+            further pole two coordinates more.
+        pole_length: length of the pole (m), positive; with several, one for each, outwards.
         width: width w of the cost (m), positive; or several.
 
     Returns:
@@ -68,8 +83,8 @@ def tip_distance_cost(
 
     Raises:
         TypeError: ``observation`` is not a floating-point tensor.
-        ValueError: its last axis does not have size 4, or the length or the width is not positive
-            and finite.
+        ValueError: its last axis does not have size 4 (2 + 2 N with N poles), or a length or a
+            width is not positive and finite.
     """
     widths = width if isinstance(width, Sequence) else (width,)
     if not widths:
@@ -82,15 +97,17 @@ def tip_distance_cost(
     return costs[0] if len(costs) == 1 else torch.stack(costs).mean(dim=0)
 
 
-def _check_observation(observation: Tensor) -> None:
+def _check_observation(observation: Tensor, size: int) -> None:
     if not isinstance(observation, Tensor):
         raise TypeError(f"observation: expected a torch.Tensor, got {type(observation).__name__}")
     if not observation.is_floating_point():
         raise TypeError(
             f"observation: expected a floating-point tensor, got dtype {observation.dtype}"
         )
-    if observation.dim() == 0 or observation.shape[-1] != 4:
-        raise ValueError(f"observation: expected shape [..., 4], got {list(observation.shape)}")
+    if observation.dim() == 0 or observation.shape[-1] != size:
+        raise ValueError(
+            f"observation: expected shape [..., {size}], got {list(observation.shape)}"
+        )
 
 
 def _check_positive(name: str, value: float) -> None:

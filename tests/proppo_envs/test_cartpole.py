@@ -19,10 +19,24 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 import proppo_envs
-from proppo_envs import CARTPOLE_SWING_UP, CartPoleSwingUpEnv, is_success
+from proppo_envs import CARTPOLE_BALANCE, CARTPOLE_SWING_UP, CartPoleSwingUpEnv, is_success
 from proppo_envs.cartpole_physics import integrate
 
+from .cart_contract import CartContract
+
 ID = f"proppo_envs:{CARTPOLE_SWING_UP}"
+
+
+class TestSwingUpContract(CartContract):
+    id = ID
+    steps = 25
+    poles = 1
+
+
+class TestBalanceContract(CartContract):
+    id = f"proppo_envs:{CARTPOLE_BALANCE}"
+    steps = 25
+    poles = 1
 
 
 def exact_env(**options: Any) -> CartPoleSwingUpEnv:
@@ -173,6 +187,11 @@ def test_measurement_noise_does_not_enter_the_motion() -> None:
         np.testing.assert_array_equal(results[0][4]["state"], results[1][4]["state"])
         assert results[0][1] == results[1][1]
         assert (results[0][0] != results[1][0]).all()
+
+
+def test_balance_starts_upright() -> None:
+    env = gymnasium.make(f"proppo_envs:{CARTPOLE_BALANCE}", initial_std=0.0)
+    np.testing.assert_array_equal(env.reset(seed=0)[1]["state"], np.zeros(4))
 
 
 @pytest.mark.parametrize(("where", "angle"), [("hanging", np.pi), ("upright", 0.0)])
@@ -383,9 +402,12 @@ def test_step_and_render_need_a_reset() -> None:
     ("options", "message"),
     [
         ({"initial_angle": "down"}, r"initial_angle: expected one of \[.*\], got 'down'"),
-        ({"initial_std": -0.1}, "initial_std: expected a finite number of 0 or more, got -0.1"),
+        ({"initial_std": -0.1}, "initial_std: expected a finite number of 0 or more, .* got -0.1"),
         ({"initial_std": math.inf}, "initial_std: expected"),
         ({"observation_noise_std": math.nan}, "observation_noise_std: expected .*, got nan"),
+        ({"observation_noise_std": [0.1] * 3}, "observation_noise_std: expected .* or 4 of them"),
+        ({"observation_noise_std": "pips"}, "observation_noise_std: .*'pipps', got 'pips'"),
+        ({"noise_multiplier": -1.0}, "noise_multiplier: expected .* 0 or more, got -1.0"),
         ({"cost_width": 0.0}, "cost_width: expected a positive finite number, .* got 0.0"),
         ({"cost_width": [0.5, -1.0]}, "cost_width: expected .* got "),
         ({"cost_width": []}, "cost_width: expected .* got "),

@@ -56,6 +56,15 @@ def test_the_angle_is_taken_modulo_a_turn(turns: int) -> None:
         assert not is_success(upright(angle=whole + offset))
 
 
+@pytest.mark.parametrize("coordinate", [2, 4])
+def test_both_of_two_poles_must_stand(coordinate: int) -> None:
+    states = np.zeros((5, 6))
+    states[:, [1, 3, 5]] = 50.0
+    assert is_success(states)
+    states[2, coordinate] = 0.4
+    assert not is_success(states)
+
+
 def test_velocities_do_not_count() -> None:
     states = upright()
     states[:, [1, 3]] = 50.0
@@ -68,5 +77,5 @@ def test_not_a_number_is_no_success() -> None:
 
 @pytest.mark.parametrize("shape", [(4,), (5, 3), (1, 5, 4)])
 def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"states: expected shape \[T, 4\], got"):
+    with pytest.raises(ValueError, match=r"states: expected shape \[T, 4\] or \[T, 6\], got"):
         is_success(np.zeros(shape))
