@@ -1,0 +1,89 @@
+"""The command ``lightning-proppo``.
+
+::
+
+    lightning-proppo fit --config configs/pilco_cartpole.yaml
+    lightning-proppo evaluate --ckpt runs/.../last.ckpt --episodes 10
+    lightning-proppo figures 8a --out figures
+
+``fit``, ``validate``, ``test`` and ``predict`` are those of
+:class:`pytorch_lightning.cli.LightningCLI` (:mod:`~lightning_proppo.cli.training`); ``evaluate`` is
+described in :mod:`~lightning_proppo.cli.evaluate`; all others are found through an entry-point group
+(:mod:`~lightning_proppo.cli.commands`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from pytorch_lightning.cli import LightningCLI
+
+from lightning_proppo.cli import commands
+from lightning_proppo.cli.evaluate import Evaluation, load_module
+from lightning_proppo.cli.evaluate import main as evaluate
+from lightning_proppo.cli.program import PROGRAM, USER_ERROR, CommandError
+from lightning_proppo.cli.training import ProppoCLI, SaveRunConfig
+from lightning_proppo.errors import did_you_mean
+
+__all__ = ["CommandError", "Evaluation", "ProppoCLI", "SaveRunConfig", "load_module", "main"]
+
+_EVALUATE = "Play real episodes with the policy of a checkpoint and give their returns."
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        args: what follows the command's name; None: taken from ``sys.argv``.
+
+    Returns:
+        The exit status: 0, or 2 for an error of the user's. (Lightning's parser raises
+        ``SystemExit`` with these.)
+    """
+    # A script's own folder is on the path, but that of an installed command is not where the
+    # user's modules are. Last, so that a file there cannot stand in for an installed package.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    given = list(sys.argv[1:] if args is None else args)
+    name = given[0] if given else "--help"
+    lightnings = LightningCLI.subcommands()
+    others = commands.found()
+    try:
+        if name == "evaluate":
+            evaluate(given[1:])
+            return 0
+        if name in others:
+            return commands.load(others[name])(given[1:]) or 0
+    except CommandError as error:
+        sys.stderr.write(f"{PROGRAM} {name}: error: {error}\n")
+        return USER_ERROR
+    known = [*lightnings, "evaluate", *others]
+    if not name.startswith("-") and name not in known:
+        sys.stderr.write(
+            f"{PROGRAM}: error: there is no subcommand {name!r}; choose one of "
+            f"{', '.join(known)}.{did_you_mean(name, known)}\n"
+        )
+        return USER_ERROR
+    ProppoCLI(
+        args=None if args is None else given,
+        save_config_callback=SaveRunConfig,
+        parser_kwargs={
+            "prog": PROGRAM,
+            # What others bring must be imported to be described.
+            "description": _description(others if name in ("-h", "--help") else {}),
+        },
+    )
+    return 0
+
+
+def _description(others: dict[str, commands.EntryPoint]) -> str:
+    lines = {"evaluate": _EVALUATE}
+    lines |= {name: commands.summary(point) for name, point in others.items()}
+    told = " ".join(f"{name}: {line}" for name, line in lines.items())
+    return (
+        "Train LightningModules whose gradients are propagated through stochastic rollouts, and "
+        "act with what they learned. Besides the subcommands below there are these, whose --help "
+        f"tells more. {told}"
+    )
