@@ -8,16 +8,19 @@
 
 ``fit``, ``validate``, ``test`` and ``predict`` are those of
 :class:`pytorch_lightning.cli.LightningCLI` (:mod:`~lightning_proppo.cli.training`); ``evaluate`` is
-described in :mod:`~lightning_proppo.cli.evaluate`; all others are found through an entry-point group
+in :mod:`~lightning_proppo.cli.evaluate`; all others are found through an entry-point group
 (:mod:`~lightning_proppo.cli.commands`).
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import EntryPoint
 
+from jsonargparse import DefaultHelpFormatter
 from pytorch_lightning.cli import LightningCLI
 
 from lightning_proppo.cli import commands
@@ -73,17 +76,22 @@ def main(args: Sequence[str] | None = None) -> int:
             "prog": PROGRAM,
             # What others bring must be imported to be described.
             "description": _description(others if name in ("-h", "--help") else {}),
+            "formatter_class": _HelpFormatter,
         },
     )
     return 0
 
 
-def _description(others: dict[str, commands.EntryPoint]) -> str:
+class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the description's lines."""
+
+
+def _description(others: dict[str, EntryPoint]) -> str:
     lines = {"evaluate": _EVALUATE}
     lines |= {name: commands.summary(point) for name, point in others.items()}
-    told = " ".join(f"{name}: {line}" for name, line in lines.items())
+    table = "\n".join(f"  {name:<18}  {line}" for name, line in lines.items())
     return (
-        "Train LightningModules whose gradients are propagated through stochastic rollouts, and "
-        "act with what they learned. Besides the subcommands below there are these, whose --help "
-        f"tells more. {told}"
+        "Train LightningModules whose gradients are propagated through stochastic rollouts, and\n"
+        "act with what they learned. Besides Lightning's subcommands, further below, there are\n"
+        f"these (each has its own --help):\n\n{table}"
     )

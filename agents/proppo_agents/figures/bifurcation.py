@@ -130,7 +130,7 @@ def draw(rows: list[Row], note: str) -> Figure:
     )
     axes.axvline(2.5, color=VERMILLION, linestyle="--", linewidth=1.0, label="beta = 2.5")
     axes.set_xlim(1.0, 4.0)
-    axes.set_ylim(0.0, 1.0)
+    axes.set_ylim(0.45, 1.02)
     axes.set_xlabel("inverse temperature beta")
     axes.set_ylabel("first neuron's state x₁")
     axes.legend(loc="upper left")

@@ -159,9 +159,7 @@ def fit(settings: Settings) -> tuple[Settings, list[str]]:
 def exponent(rows: list[Row], least: int = 1000) -> float:
     """Return the slope of log time against log nodes, from ``least`` nodes on."""
     long = [row for row in rows if row["nodes"] >= least]
-    logs = [
-        (math.log(row["nodes"]), math.log(row["nodes"] * row["both_us"])) for row in long
-    ]
+    logs = [(math.log(row["nodes"]), math.log(row["nodes"] * row["both_us"])) for row in long]
     slope, _ = statistics.linear_regression(*zip(*logs, strict=True))
     return slope
 

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from lightning_proppo.cli import CommandError
+from lightning_proppo.errors import did_you_mean
 from proppo_agents.figures import (
     bifurcation,
     bookkeeping,
@@ -107,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "figures",
         nargs="*",
-        choices=[*EXPERIMENTS, []],
+        type=_figure,
         metavar="FIGURE",
         help="which of them (default: all)",
     )
@@ -126,6 +127,15 @@ def _parser() -> argparse.ArgumentParser:
         "--threads", type=_positive, default=1, metavar="N", help="of PyTorch's (default: 1)"
     )
     return parser
+
+
+def _figure(text: str) -> str:
+    if text not in EXPERIMENTS:
+        raise argparse.ArgumentTypeError(
+            f"must be one of {', '.join(EXPERIMENTS)}; got {text!r}."
+            f"{did_you_mean(text, EXPERIMENTS)}"
+        )
+    return text
 
 
 def _positive(text: str) -> int:

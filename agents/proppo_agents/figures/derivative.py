@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -89,7 +90,7 @@ def claims(rows: list[Row]) -> list[Claim]:
     largest_calm = max(abs(row["derivative"]) for row in calm)
     typical_wild = sorted(abs(row["derivative"]) for row in wild)[len(wild) // 2]
     signs = [row["derivative"] > 0 for row in wild]
-    flips = sum(a != b for a, b in zip(signs, signs[1:], strict=False)) / (len(signs) - 1)
+    flips = sum(a != b for a, b in itertools.pairwise(signs)) / (len(signs) - 1)
     calm_spread = max(row["standard_deviation"] for row in calm)
     wild_spread = sorted(row["standard_deviation"] for row in wild)[len(wild) // 2]
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -14,7 +15,7 @@ from lightning_proppo import PropagationManager
 from lightning_proppo.propagators import GSLoss, LRProp, RPProp, TotalProp
 from proppo_agents.figures.experiment import Claim, Experiment, Row
 from proppo_agents.figures.repetitions import moments
-from proppo_agents.figures.style import grid, line_style, new_figure
+from proppo_agents.figures.style import BLACK, grid, line_style, new_figure
 from proppo_envs import ChaoticRNN
 
 FIELDS = ("beta", "paths", "estimator", "mean", "standard_error", "variance", "low", "high")
@@ -28,6 +29,7 @@ ESTIMATORS: dict[str, Callable[[], PropagationManager]] = {
 }
 # A greatest over a least variance; what is linear grows by far more.
 CONSTANT = 3.0
+CHAOS = 2.5  # beta from which on the network is called chaotic
 
 
 @dataclass(frozen=True)
@@ -166,50 +168,73 @@ def claims(rows: list[Row]) -> list[Claim]:
     """Check how each estimator's variance depends on the number of paths."""
     found = curves(rows)
     betas = list(dict.fromkeys(row["beta"] for row in rows))
-    lines = {
-        beta: fit_line(
-            [row["paths"] for row in found[beta, "LR"]],
-            [row["variance"] for row in found[beta, "LR"]],
-        )
-        for beta in betas
-    }
-    told_lines = ", ".join(
-        f"at {beta}: {line.slope:.2g} a path, R² {line.r_squared:.3f}"
-        for beta, line in lines.items()
-    )
-    result = [
-        Claim(
-            "LR's variance increases linearly with the number of paths",
-            all(line.slope > 0 and line.r_squared > 0.9 for line in lines.values()),
-            told_lines,
-        ),
+    calm = min(betas)
+    return [
+        _linear(found, betas),
         _constant("LR+GS's variance stays constant", found, [(beta, "LR+GS") for beta in betas]),
         _constant(
             "RP's variance stays constant, with GS or without, where it is of use",
             found,
-            [(min(betas), "RP"), (min(betas), "RP+GS")],
+            [(calm, "RP"), (calm, "RP+GS")],
         ),
-        _constant("TP's variance stays constant at beta 2.0", found, [(min(betas), "TP")]),
+        _inaccurate(found, betas),
+        _constant("TP's variance stays constant where RP is accurate", found, [(calm, "TP")]),
+        _growing(found, betas),
+        _total_propagation(found, betas, ""),
+        _total_propagation(found, betas, "+GS"),
+        _best_of_all(found, betas),
     ]
+
+
+def lr_line(found: Curves, beta: float) -> Line:
+    """Return the straight line through LR's variances at a beta."""
+    own = found[beta, "LR"]
+    return fit_line([row["paths"] for row in own], [row["variance"] for row in own])
+
+
+def _linear(found: Curves, betas: list[float]) -> Claim:
+    lines = {beta: lr_line(found, beta) for beta in betas}
+    told = ", ".join(
+        f"at {beta}: {line.slope:.2g} a path, R² {line.r_squared:.3f}"
+        for beta, line in lines.items()
+    )
+    return Claim(
+        "LR's variance increases linearly with the number of paths",
+        all(line.slope > 0 and line.r_squared > 0.9 for line in lines.values()),
+        told,
+    )
+
+
+def _inaccurate(found: Curves, betas: list[float]) -> Claim:
     worse = {
         beta: min(
             rp["variance"] / tp["variance"]
             for rp, tp in zip(found[beta, "RP"], found[beta, "TP"], strict=True)
         )
         for beta in betas
-        if beta >= 2.5
+        if beta >= CHAOS
     }
-    result.append(
-        Claim(
-            "RP is inaccurate in chaos",
-            all(ratio > 100 for ratio in worse.values()),
-            ", ".join(f"at {beta} {ratio:.2g} times TP's variance" for beta, ratio in worse.items()),
-        )
+    told = ", ".join(f"{ratio:.2g} at {beta}" for beta, ratio in worse.items())
+    return Claim(
+        "RP is inaccurate in chaos",
+        all(ratio > 100 for ratio in worse.values()),
+        f"times TP's variance, at least: {told}",
     )
-    for family in ("", "+GS"):
-        result.append(_total_propagation(found, betas, family))
-    result.append(_best_of_all(found, betas))
-    return result
+
+
+def _growing(found: Curves, betas: list[float]) -> Claim:
+    growth = {
+        (beta, name): found[beta, name][-1]["variance"] / found[beta, name][0]["variance"]
+        for beta in betas
+        if beta >= CHAOS
+        for name in ("LR", "TP")
+    }
+    told = ", ".join(f"{name}'s at {beta} {value:.3g}" for (beta, name), value in growth.items())
+    return Claim(
+        "in chaos TP's variance grows as LR's does",
+        all(value > CONSTANT for value in growth.values()),
+        f"times, from the fewest paths to the most: {told}",
+    )
 
 
 def _constant(text: str, found: Curves, chosen: list[tuple[float, str]]) -> Claim:
@@ -273,6 +298,17 @@ def draw(rows: list[Row], note: str) -> Figure:
                 [row["high"] - row["variance"] for row in own],
             ]
             axes.errorbar(paths, variances, yerr=bars, elinewidth=1.0, capsize=2, **style)
+        line = lr_line(found, beta)
+        between = np.geomspace(min(paths), max(paths), 50)
+        fitted = line.intercept + line.slope * between
+        # Far from the origin in relative terms, a line through noisy values may start below zero.
+        axes.plot(
+            between[fitted > 0],
+            fitted[fitted > 0],
+            ":",
+            color=BLACK,
+            label="straight line through LR's",
+        )
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_title(f"beta = {beta}", fontsize=10)
@@ -288,7 +324,7 @@ EXPERIMENT = Experiment(
     title="Gaussian shaping against the number of parallel paths",
     fields=FIELDS,
     full=Settings(),
-    quick=Settings(paths=(1, 10, 50, 100), repetitions=30, particles=100, horizon=50),
+    quick=Settings(paths=(1, 10, 50, 100), repetitions=30, particles=100),
     compute=compute,
     draw=draw,
     claims=claims,

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 # Okabe and Ito 2008, "Color Universal Design". Yellow is left out: it is too faint for a line.
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
@@ -21,6 +23,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
 )
 COLOURS = (VERMILLION, BLUE, GREEN, PURPLE, ORANGE, SKY, BLACK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+OTHER_MARKERS = ("<", ">", "*", "p", "h", "d", "8")
 # The same in every figure.
 _ESTIMATORS: dict[str, dict[str, Any]] = {
     "plain PyTorch": {"color": BLACK, "marker": "X"},
@@ -36,21 +39,33 @@ _ESTIMATORS: dict[str, dict[str, Any]] = {
 def line_style(name: str, number: int = 0) -> dict[str, Any]:
     """Return colour, marker and line of an estimator, or of the number-th of anything else.
 
-    Gaussian shaping is dashed and hollow in its estimator's colour, the prototype is dotted.
+    Gaussian shaping is dashed and hollow in its estimator's colour, the prototype is dotted and
+    hollow, and what has no look of its own is dashed and dotted.
     """
-    shaped, peer = name.endswith("+GS"), name.startswith("prototype ")
     base = name.removesuffix("+GS").removeprefix("prototype ")
-    style = _ESTIMATORS.get(
-        base,
-        {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]},
-    )
-    line = "--" if shaped else ":" if peer else "-"
-    face = {"markerfacecolor": "white"} if shaped or peer else {}
-    return {**style, **face, "linestyle": line, "markersize": 5, "linewidth": 1.4, "label": name}
+    style: dict[str, Any] = {"linestyle": "-", "markersize": 5, "linewidth": 1.4, "label": name}
+    if base in _ESTIMATORS:
+        style |= _ESTIMATORS[base]
+    else:
+        # Marker and colour go round at different paces, so that 49 look different.
+        turn, place = divmod(number, len(COLOURS))
+        marker = OTHER_MARKERS[(place + turn) % len(OTHER_MARKERS)]
+        style |= {"color": COLOURS[place], "marker": marker, "linestyle": "-."}
+    if base != name:
+        line = "--" if name.endswith("+GS") else ":"
+        style |= {"linestyle": line, "markerfacecolor": "white"}
+    return style
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Mark a log axis of few decades at 1, 2 and 5, in plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def new_figure(width: float, height: float, title: str, note: str) -> Figure:
-    """Return an empty figure, in inches, with a title and a line below that says how it was made."""
+    """Return an empty figure, in inches, with a title, and below it a line on how it was made."""
     # Without pyplot: it would choose a backend, and keep the figure, for the whole process.
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)

@@ -26,7 +26,7 @@ from lightning_proppo import PropagationManager
 from lightning_proppo.propagators import RPProp
 from proppo_agents.figures.experiment import Claim, Experiment, Row
 from proppo_agents.figures.memory import split_by_memory
-from proppo_agents.figures.style import grid, line_style, new_figure
+from proppo_agents.figures.style import grid, line_style, new_figure, plain_numbers
 
 HORIZON, NOISE, BETA = 10, 1e-3, 2.5
 PLAIN = "plain PyTorch"
@@ -73,8 +73,9 @@ class Settings:
         """Return them in words."""
         other = "dimension" if self.sweep == "batch" else "batch"
         return (
-            f"{other} {self.fixed}, horizon {HORIZON}, {torch.get_num_threads()} thread(s); medians "
-            f"of up to {self.repetitions} turns, {self.seconds:.0f} s a size; bands: quartiles"
+            f"{other} {self.fixed}, horizon {HORIZON}, threads: {torch.get_num_threads()}; medians "
+            f"of {self.repetitions} turns, fewer if they take over {self.seconds:.0f} s; bands: "
+            "quartiles"
         )
 
 
@@ -254,7 +255,8 @@ def draw_ratios(axes: Axes, rows: list[Row], sweep: str) -> None:
         line = [row for row in own if row["estimator"] == name]
         values = [row["ratio"] for row in line]
         axes.plot([row[sweep] for row in line], values, **line_style(name, number))
-    _finish(axes, sweep, "time / plain PyTorch's")
+    _finish(axes, sweep, "time of a gradient / plain PyTorch's")
+    plain_numbers(axes.yaxis)
 
 
 def _finish(axes: Axes, sweep: str, label: str) -> None:

@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from lightning_proppo import PropagationManager
-from lightning_proppo.propagators import BIWProp, Propagator, RPProp, TotalProp, TPXProp
-from lightning_proppo.propagators import LRProp
+from lightning_proppo.propagators import BIWProp, LRProp, Propagator, RPProp, TotalProp, TPXProp
 from proppo_agents.figures.experiment import Claim, Experiment, Row
 from proppo_agents.figures.repetitions import measure
 from proppo_agents.figures.style import grid, line_style, new_figure
