@@ -51,8 +51,8 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.path.append(os.getcwd())
     given = list(sys.argv[1:] if args is None else args)
     name = given[0] if given else "--help"
-    lightnings = LightningCLI.subcommands()
-    others = commands.found()
+    own = [*LightningCLI.subcommands(), "evaluate"]
+    others = {key: point for key, point in commands.found().items() if key not in own}
     try:
         if name == "evaluate":
             evaluate(given[1:])
@@ -62,7 +62,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except CommandError as error:
         sys.stderr.write(f"{PROGRAM} {name}: error: {error}\n")
         return USER_ERROR
-    known = [*lightnings, "evaluate", *others]
+    known = [*own, *others]
     if not name.startswith("-") and name not in known:
         sys.stderr.write(
             f"{PROGRAM}: error: there is no subcommand {name!r}; choose one of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -75,9 +76,11 @@ def run(experiment: Experiment[Any], folder: Path, quick: bool = False, seed: in
         experiment: what is computed.
         folder: for the two files, which are named ``figure-NAME-quick`` if ``quick``.
         quick: take settings that need seconds.
-        seed: of PyTorch's generator.
+        seed: of PyTorch's generator, and of settings that have one.
     """
     settings, left_out = experiment.fit(experiment.quick if quick else experiment.full)
+    if hasattr(settings, "seed"):
+        settings = dataclasses.replace(settings, seed=seed)
     torch.manual_seed(seed)
     start = time.perf_counter()
     # disable=None: no bar where stderr is not a terminal.

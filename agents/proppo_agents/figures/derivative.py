@@ -120,7 +120,10 @@ def draw(rows: list[Row], note: str) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True)
     betas = [row["beta"] for row in rows]
     upper.plot(betas, [row["derivative"] for row in rows], color=VERMILLION, linewidth=0.7)
-    upper.set_yscale("symlog", linthresh=1.0)
+    upper.set_yscale("symlog", linthresh=1.0, linscale=2.0)
+    sizes = [0.0, *(sign * 10.0**power for power in (0, 6, 12, 18) for sign in (-1, 1))]
+    largest = max(abs(row["derivative"]) for row in rows)
+    upper.set_yticks([size for size in sizes if abs(size) <= max(largest, 1.0)])
     upper.set_ylabel("derivative of the mean cost\n(linear between -1 and 1)")
     lower.plot(betas, [row["standard_deviation"] for row in rows], color=BLUE, linewidth=1.0)
     lower.set_yscale("log")

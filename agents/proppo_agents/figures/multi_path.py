@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
@@ -29,6 +30,7 @@ ESTIMATORS: dict[str, Callable[[], PropagationManager]] = {
 }
 # A greatest over a least variance; what is linear grows by far more.
 CONSTANT = 3.0
+FAR = 1e6  # so much above all others RP is not drawn
 CHAOS = 2.5  # beta from which on the network is called chaotic
 
 
@@ -138,12 +140,20 @@ class Line:
 
 
 def fit_line(paths: Sequence[float], variances: Sequence[float]) -> Line:
-    """Return the least-squares line through variances [N] at numbers of paths [N]."""
+    """Return the straight line through variances [N] at numbers of paths [N].
+
+    Variances of equally many values are all off by the same share of themselves, so that it is
+    the relative errors whose squares are least. R^2 is weighted in the same way.
+    """
     x, y = (torch.tensor(values, dtype=torch.float64) for values in (paths, variances))
+    weight = y.reciprocal()
     design = torch.stack((x, torch.ones_like(x)), dim=1)
-    slope, intercept = torch.linalg.lstsq(design, y.unsqueeze(1)).solution.squeeze(1).tolist()
-    residual = (y - slope * x - intercept).square().sum()
-    total = (y - y.mean()).square().sum()
+    solution = torch.linalg.lstsq(weight.unsqueeze(1) * design, (weight * y).unsqueeze(1)).solution
+    slope, intercept = solution.squeeze(1).tolist()
+    squared = weight.square()
+    mean = (squared * y).sum() / squared.sum()
+    residual = (squared * (y - slope * x - intercept).square()).sum()
+    total = (squared * (y - mean).square()).sum()
     return Line(slope, intercept, (1 - residual / total).item())
 
 
@@ -194,15 +204,23 @@ def lr_line(found: Curves, beta: float) -> Line:
 
 def _linear(found: Curves, betas: list[float]) -> Claim:
     lines = {beta: lr_line(found, beta) for beta in betas}
+    growth = {beta: _growth(found[beta, "LR"]) for beta in betas}
     told = ", ".join(
-        f"at {beta}: {line.slope:.2g} a path, R² {line.r_squared:.3f}"
+        f"at {beta}: {line.slope:.2g} a path, R² {line.r_squared:.3f}, {growth[beta]:.3g} times "
+        "from the fewest paths to the most"
         for beta, line in lines.items()
     )
+    # A line fits a constant's noise too, so that it has to rise.
     return Claim(
         "LR's variance increases linearly with the number of paths",
-        all(line.slope > 0 and line.r_squared > 0.9 for line in lines.values()),
+        all(line.r_squared > 0.9 and growth[beta] > CONSTANT for beta, line in lines.items()),
         told,
     )
+
+
+def _growth(own: list[Row]) -> float:
+    """Return the variance with the most paths over that with the fewest."""
+    return own[-1]["variance"] / own[0]["variance"]
 
 
 def _inaccurate(found: Curves, betas: list[float]) -> Claim:
@@ -224,7 +242,7 @@ def _inaccurate(found: Curves, betas: list[float]) -> Claim:
 
 def _growing(found: Curves, betas: list[float]) -> Claim:
     growth = {
-        (beta, name): found[beta, name][-1]["variance"] / found[beta, name][0]["variance"]
+        (beta, name): _growth(found[beta, name])
         for beta in betas
         if beta >= CHAOS
         for name in ("LR", "TP")
@@ -301,22 +319,42 @@ def draw(rows: list[Row], note: str) -> Figure:
         line = lr_line(found, beta)
         between = np.geomspace(min(paths), max(paths), 50)
         fitted = line.intercept + line.slope * between
-        # Far from the origin in relative terms, a line through noisy values may start below zero.
-        axes.plot(
-            between[fitted > 0],
-            fitted[fitted > 0],
-            ":",
-            color=BLACK,
-            label="straight line through LR's",
-        )
+        axes.plot(between, fitted, ":", color=BLACK, label="straight line through LR's")
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_title(f"beta = {beta}", fontsize=10)
         axes.set_xlabel("parallel paths D")
         grid(axes)
+        _cut_off_rp(axes, found, beta)
     panels[0].set_ylabel("variance of the gradient")
     panels[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
+
+
+def _cut_off_rp(axes: Axes, found: Curves, beta: float) -> None:
+    """Let the others have the panel where RP is too far above them, and say where it is."""
+    values = {
+        kind: [
+            row["variance"]
+            for name in ESTIMATORS
+            if (name[:2] == "RP") is kind
+            for row in found[beta, name]
+        ]
+        for kind in (True, False)
+    }
+    least, most = min(values[False]), max(values[False])
+    if min(values[True]) < FAR * most:
+        return
+    axes.set_ylim(least / 3, 30 * most)
+    powers = [round(np.log10(bound(values[True]))) for bound in (min, max)]
+    axes.annotate(
+        f"↑ RP and RP+GS: $10^{{{powers[0]}}}$ to $10^{{{powers[1]}}}$",
+        (0.03, 0.96),
+        xycoords="axes fraction",
+        va="top",
+        fontsize=8.5,
+        color=line_style("RP")["color"],
+    )
 
 
 EXPERIMENT = Experiment(
