@@ -27,7 +27,12 @@ def test_rollouts_are_timed_forward_and_backward(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(("power", "linear"), [(1.0, True), (1.5, False), (2.0, False)])
 def test_the_exponent_of_known_times(power: float, linear: bool) -> None:
     rows: list[Row] = [
-        {"nodes": nodes, "system": "no computation", "both_us": nodes ** (power - 1)}
+        {
+            "nodes": nodes,
+            "system": "no computation",
+            "both_low": nodes ** (power - 1),
+            "both_us": 2 * nodes ** (power - 1),
+        }
         for nodes in (1000, 10_000, 100_000)
     ]
     assert exponent(rows) == pytest.approx(power)
