@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import itertools
 import math
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
+from tqdm import tqdm
 
 from lightning_proppo.cli import CommandError
 from proppo_agents.figures import (
@@ -82,7 +84,8 @@ def test_each_writes_a_picture_and_a_table(
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_axes_are_labelled_and_lines_told_apart(name: str) -> None:
     experiment = tiny(name)
-    figure = experiment.draw(list(experiment.compute(experiment.quick, silent_bar())), "the note")
+    rows = list(experiment.compute(experiment.quick, silent_bar()))
+    figure = experiment.draw(rows, "the note")
     assert figure.get_supxlabel() == "the note"
     assert figure.get_suptitle()
     for axes in figure.axes:
@@ -93,6 +96,14 @@ def test_axes_are_labelled_and_lines_told_apart(name: str) -> None:
     labels = [axes.get_legend_handles_labels()[1] for axes in figure.axes]
     if max(map(len, labels)) > 1:
         assert any(axes.get_legend() for axes in figure.axes)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_bar_comes_to_its_end(name: str) -> None:
+    experiment = tiny(name)
+    with tqdm(file=io.StringIO()) as bar:
+        list(experiment.compute(experiment.quick, bar))
+        assert bar.n == bar.total > 1
 
 
 def test_every_line_has_a_look_of_its_own() -> None:
