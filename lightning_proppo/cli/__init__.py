@@ -23,16 +23,13 @@ from importlib.metadata import EntryPoint
 from jsonargparse import DefaultHelpFormatter
 from pytorch_lightning.cli import LightningCLI
 
-from lightning_proppo.cli import commands
+from lightning_proppo.cli import commands, evaluate
 from lightning_proppo.cli.evaluate import Evaluation, load_module
-from lightning_proppo.cli.evaluate import main as evaluate
 from lightning_proppo.cli.program import PROGRAM, USER_ERROR, CommandError
 from lightning_proppo.cli.training import ProppoCLI, SaveRunConfig
 from lightning_proppo.errors import did_you_mean
 
 __all__ = ["CommandError", "Evaluation", "ProppoCLI", "SaveRunConfig", "load_module", "main"]
-
-_EVALUATE = "Play real episodes with the policy of a checkpoint and give their returns."
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -50,12 +47,12 @@ def main(args: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     given = list(sys.argv[1:] if args is None else args)
-    name = given[0] if given else "--help"
+    name = given[0] if given else ""
     own = [*LightningCLI.subcommands(), "evaluate"]
     others = {key: point for key, point in commands.found().items() if key not in own}
     try:
         if name == "evaluate":
-            evaluate(given[1:])
+            evaluate.main(given[1:])
             return 0
         if name in others:
             return commands.load(others[name])(given[1:]) or 0
@@ -63,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{PROGRAM} {name}: error: {error}\n")
         return USER_ERROR
     known = [*own, *others]
-    if not name.startswith("-") and name not in known:
+    if name and not name.startswith("-") and name not in known:
         sys.stderr.write(
             f"{PROGRAM}: error: there is no subcommand {name!r}; choose one of "
             f"{', '.join(known)}.{did_you_mean(name, known)}\n"
@@ -87,7 +84,7 @@ class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter)
 
 
 def _description(others: dict[str, EntryPoint]) -> str:
-    lines = {"evaluate": _EVALUATE}
+    lines = {"evaluate": evaluate.SUMMARY}
     lines |= {name: commands.summary(point) for name, point in others.items()}
     table = "\n".join(f"  {name:<18}  {line}" for name, line in lines.items())
     return (

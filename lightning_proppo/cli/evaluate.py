@@ -31,6 +31,8 @@ from tqdm import tqdm
 
 from lightning_proppo.cli.program import PROGRAM, CommandError, first_line
 
+SUMMARY = "Play real episodes with the policy of a checkpoint and give their returns."
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -175,7 +177,7 @@ def _play(module: LightningModule, episodes: int, seed: int) -> Evaluation:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"{PROGRAM} evaluate",
-        description="Play real episodes with the policy of a checkpoint and give their returns.",
+        description=SUMMARY,
     )
     parser.add_argument("--ckpt", required=True, metavar="PATH", help="the checkpoint")
     parser.add_argument(

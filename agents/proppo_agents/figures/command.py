@@ -52,7 +52,7 @@ def main(args: Sequence[str]) -> int:
         The exit status.
 
     Raises:
-        CommandError: if the folder for the results cannot be made.
+        CommandError: if the folder for the results cannot be made, or memory is short.
     """
     options = _parser().parse_args(args)
     try:
@@ -77,6 +77,9 @@ def run(experiment: Experiment[Any], folder: Path, quick: bool = False, seed: in
         folder: for the two files, which are named ``figure-NAME-quick`` if ``quick``.
         quick: take settings that need seconds.
         seed: of PyTorch's generator, and of settings that have one.
+
+    Raises:
+        CommandError: if this machine has no memory for any of the settings.
     """
     settings, left_out = experiment.fit(experiment.quick if quick else experiment.full)
     if hasattr(settings, "seed"):
@@ -87,6 +90,8 @@ def run(experiment: Experiment[Any], folder: Path, quick: bool = False, seed: in
     with tqdm(desc=f"figure {experiment.name}", file=sys.stderr, disable=None) as bar:
         rows = list(experiment.compute(settings, bar))
     seconds = time.perf_counter() - start
+    if not rows:
+        raise CommandError(f"there is no memory for figure {experiment.name}: {left_out[0]}.")
     path = folder / f"figure-{experiment.name}{'-quick' if quick else ''}"
     table, picture = path.with_suffix(".csv"), path.with_suffix(".png")
     write_table(table, experiment.fields, rows)
@@ -94,7 +99,10 @@ def run(experiment: Experiment[Any], folder: Path, quick: bool = False, seed: in
     save(experiment.draw(rows, "; ".join(notes)), picture)
     lines = [f"figure {experiment.name}: {experiment.title} ({seconds:.1f} s)"]
     lines += [f"  {note}" for note in notes]
-    lines += [f"  {claim}" for claim in experiment.claims(rows)]
+    claims = experiment.claims(rows)
+    lines += [f"  {claim}" for claim in claims]
+    if quick and not all(claim.holds for claim in claims):
+        lines.append("  (of so few numbers a claim may fail by chance; compute the full figure)")
     lines += [f"  {file}" for file in (picture, table)]
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()

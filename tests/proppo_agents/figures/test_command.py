@@ -20,6 +20,7 @@ from proppo_agents.figures import (
     bookkeeping,
     derivative,
     landscape,
+    memory,
     multi_path,
     timing,
     variance,
@@ -168,6 +169,15 @@ def test_wrong_arguments_are_refused(
         main(arguments)
     assert stopped.value.code == 2
     assert expected in capsys.readouterr().err
+
+
+def test_a_figure_without_memory_for_any_of_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 0)
+    with pytest.raises(CommandError, match="no memory for figure 7: a rollout of 1,000 is left"):
+        run(tiny("7"), tmp_path, quick=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_in_the_folders_place_is_told(tmp_path: Path) -> None:
