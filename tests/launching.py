@@ -1,0 +1,87 @@
+"""Launching scripts whose processes work together, and ending them all if they hang."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+LIMIT = 120  # seconds, after which a launch is given up
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What came of a launch.
+
+    Attributes:
+        status: the exit status of the process that was started.
+        stdout: of it and its children.
+        stderr: likewise.
+        seconds: from start to end.
+    """
+
+    status: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def launch(folder: Path, *arguments: str, limit: float = LIMIT) -> Ended:
+    """Run Python with these arguments in a folder; a hang ends all its processes and the test."""
+    return launch_together(folder, [arguments], limit)[0]
+
+
+def launch_together(
+    folder: Path, commands: Sequence[Sequence[str]], limit: float = LIMIT
+) -> list[Ended]:
+    """Run Python several times at once, once for each sequence of arguments."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK", "PL_GLOBAL_SEED"):
+        environment.pop(name, None)
+    environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    start = time.monotonic()
+    running = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            env=environment,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for arguments in commands
+    ]
+    ended = []
+    try:
+        for process in running:
+            left = max(0.0, limit - (time.monotonic() - start))
+            out, err = process.communicate(timeout=left)
+            ended.append(Ended(process.returncode, out, err, time.monotonic() - start))
+    except subprocess.TimeoutExpired:
+        for process in running:
+            _end(process)
+        said = "\n".join(str(process.communicate()) for process in running)
+        pytest.fail(f"the processes hung for {limit} seconds; they said:\n{said}")
+    return ended
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
