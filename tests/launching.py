@@ -22,12 +22,14 @@ class Ended:
     """What came of a launch.
 
     Attributes:
-        status: the exit status of the process that was started.
+        pid: of the process that was started, and of its process group.
+        status: its exit status.
         stdout: of it and its children.
         stderr: likewise.
         seconds: from start to end.
     """
 
+    pid: int
     status: int
     stdout: str
     stderr: str
@@ -48,16 +50,15 @@ def launch(folder: Path, *arguments: str, limit: float = LIMIT) -> Ended:
 def launch_together(
     folder: Path, commands: Sequence[Sequence[str]], limit: float = LIMIT
 ) -> list[Ended]:
-    """Run Python several times at once, once for each sequence of arguments."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK", "PL_GLOBAL_SEED"):
-        environment.pop(name, None)
-    environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    """Run Python several times at once, once for each sequence of arguments.
+
+    Each has a port of its own in ``MASTER_PORT``.
+    """
     start = time.monotonic()
     running = [
         subprocess.Popen(
             [sys.executable, *arguments],
-            env=environment,
+            env=_environment(),
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -71,13 +72,20 @@ def launch_together(
         for process in running:
             left = max(0.0, limit - (time.monotonic() - start))
             out, err = process.communicate(timeout=left)
-            ended.append(Ended(process.returncode, out, err, time.monotonic() - start))
+            ended.append(Ended(process.pid, process.returncode, out, err, time.monotonic() - start))
     except subprocess.TimeoutExpired:
         for process in running:
             _end(process)
         said = "\n".join(str(process.communicate()) for process in running)
         pytest.fail(f"the processes hung for {limit} seconds; they said:\n{said}")
     return ended
+
+
+def _environment() -> dict[str, str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK", "PL_GLOBAL_SEED"):
+        environment.pop(name, None)
+    return environment | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
 
 def _end(process: subprocess.Popen[str]) -> None:

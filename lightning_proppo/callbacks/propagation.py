@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback
 
+from lightning_proppo.callbacks.failures import leave_group
 from lightning_proppo.errors import PropagationError
 from lightning_proppo.manager import PropagationManager
 from lightning_proppo.propagators import Propagator
@@ -19,7 +20,8 @@ class PropagationCallback(Callback):
     - The module finds a :class:`PropagationManager` under ``attribute``. A module that brings its
       own keeps it.
     - The tape is cleared at each batch and after an exception.
-    - With several ranks, each draws noise of its own, also after ``seed_everything``.
+    - With several ranks, each draws noise of its own, also after ``seed_everything``; one that
+      fails tells why and ends, and does not leave the others waiting.
     - A ``training_step`` whose rollout would be lost without a word is an error.
     - The module's loggers get ``propagation/cost`` and, with TP, ``propagation/lr_weight``, the
       mean weight given to LR.
@@ -146,11 +148,11 @@ class PropagationCallback(Callback):
             self._log(pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Clear the tape."""
-        del trainer, exception
+        """Clear the tape; on several ranks, leave before anything waits for the others."""
         manager = getattr(pl_module, self.attribute, None)
         if isinstance(manager, PropagationManager):
             manager.reset()
+        leave_group(trainer, exception)
 
     # -- inner -------------------------------------------------------------------------------
 
