@@ -9,6 +9,11 @@ import torch
 from pytorch_lightning import Callback
 
 from lightning_proppo.callbacks.failures import leave_group
+from lightning_proppo.callbacks.strategies import (
+    refuse_sharded_parts,
+    refuse_static_accumulation,
+    refuse_strategy,
+)
 from lightning_proppo.errors import PropagationError
 from lightning_proppo.manager import PropagationManager
 from lightning_proppo.propagators import Propagator
@@ -37,7 +42,8 @@ class PropagationCallback(Callback):
         options: of the named estimator's samples, e.g. ``{"noise": "quasi-random"}``.
 
     Raises:
-        TypeError, ValueError: for an unknown estimator or option.
+        TypeError, ValueError: for an unknown estimator or option; at the start of training,
+            ValueError for FSDP, model parallelism and DeepSpeed.
     """
 
     def __init__(
@@ -87,13 +93,19 @@ class PropagationCallback(Callback):
     # -- Lightning's hooks -------------------------------------------------------------------
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Give the module its manager."""
-        del trainer, stage
+        """Refuse strategies that cannot work; give the module its manager."""
+        if stage == "fit":
+            refuse_strategy(trainer.strategy)
         present = getattr(pl_module, self.attribute, None)
         if present is None or getattr(present, "given_by_callback", False):
             setattr(pl_module, self.attribute, self._manager)
         else:
             self.manager_of(pl_module)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Refuse what can be seen only when the strategy has been set up."""
+        refuse_sharded_parts(pl_module)
+        refuse_static_accumulation(trainer.strategy, trainer.accumulate_grad_batches)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Give each rank noise of its own."""
