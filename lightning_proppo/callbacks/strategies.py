@@ -18,6 +18,8 @@ _REASONS = {
         "other stages have not been tried. Use strategy='ddp'."
     ),
 }
+
+
 def refuse_strategy(strategy: Any) -> None:
     """Raise for a strategy whose gradients would be wrong or lost.
 
