@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,17 +48,26 @@ def launch(folder: Path, *arguments: str, limit: float = LIMIT) -> Ended:
 
 
 def launch_together(
-    folder: Path, commands: Sequence[Sequence[str]], limit: float = LIMIT
+    folder: Path,
+    commands: Sequence[Sequence[str]],
+    limit: float = LIMIT,
+    program: str = sys.executable,
+    environment: Mapping[str, str] | None = None,
 ) -> list[Ended]:
-    """Run Python several times at once, once for each sequence of arguments.
+    """Run Python, or another program, several times at once.
 
-    Each has a port of its own in ``MASTER_PORT``.
+    Args:
+        folder: to run in.
+        commands: the arguments of each.
+        limit: in seconds, for all of them.
+        program: what is run.
+        environment: variables besides this process's; each has a ``MASTER_PORT`` of its own.
     """
     start = time.monotonic()
     running = [
         subprocess.Popen(
-            [sys.executable, *arguments],
-            env=_environment(),
+            [program, *arguments],
+            env=_environment() | dict(environment or {}),
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

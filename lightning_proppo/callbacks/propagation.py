@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback
 
-from lightning_proppo.callbacks.failures import leave_group
+from lightning_proppo.callbacks.leaving import leave_at_exit, leave_on_failure
 from lightning_proppo.callbacks.strategies import (
     refuse_sharded_parts,
     refuse_static_accumulation,
@@ -96,6 +96,7 @@ class PropagationCallback(Callback):
         """Refuse strategies that cannot work; give the module its manager."""
         if stage == "fit":
             refuse_strategy(trainer.strategy)
+        leave_at_exit()
         present = getattr(pl_module, self.attribute, None)
         if present is None or getattr(present, "given_by_callback", False):
             setattr(pl_module, self.attribute, self._manager)
@@ -164,7 +165,7 @@ class PropagationCallback(Callback):
         manager = getattr(pl_module, self.attribute, None)
         if isinstance(manager, PropagationManager):
             manager.reset()
-        leave_group(trainer, exception)
+        leave_on_failure(trainer, exception)
 
     # -- inner -------------------------------------------------------------------------------
 

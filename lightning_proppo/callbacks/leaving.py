@@ -1,8 +1,9 @@
-"""What a rank does when it fails, so that the others do not wait for it.
+"""How a rank leaves the process group: at its end, and where it fails so that nobody waits for it.
 
-The others learn of it by its end: gloo's connections break, and launchers (Lightning's, torchrun,
-``srun --kill-on-bad-exit``) end the rest. So it must come to its end, with nothing in the way that
-waits for them: a checkpoint saved on an exception begins with a barrier, which they never reach.
+The others learn of a failure by the process's end: gloo's connections break, and launchers
+(Lightning's, torchrun, ``srun --kill-on-bad-exit``) end the rest. So it must come to its end, with
+nothing in the way that waits for them: a checkpoint saved on an exception begins with a barrier,
+which they never reach.
 """
 
 from __future__ import annotations
@@ -21,8 +22,19 @@ _GRACE = 10.0  # seconds that launched ranks have to end by themselves
 _BROKEN = ("Connection closed by peer", "Connection reset by peer")
 
 
-def leave_group(trainer: Any, exception: BaseException) -> None:
-    """Leave the process group after an exception, with nothing waited for.
+def leave_at_exit() -> None:
+    """Let this process leave its group before it ends.
+
+    Lightning does so for NCCL alone. A process that ends with threads of a gloo group may be
+    aborted, and a run that had succeeded counts as failed.
+    """
+    if _in_a_group():
+        atexit.unregister(_leave)
+        atexit.register(_leave)
+
+
+def leave_on_failure(trainer: Any, exception: BaseException) -> None:
+    """Leave the process group after an exception, without waiting for anything.
 
     The exception's traceback is logged first, lest something later hides it; one that merely tells
     that another rank has gone gets a note that says so. Interruptions and ``SystemExit`` reach all
@@ -32,8 +44,7 @@ def leave_group(trainer: Any, exception: BaseException) -> None:
         trainer: the Trainer.
         exception: what was raised.
     """
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not distributed or trainer.world_size == 1 or not isinstance(exception, Exception):
+    if not _in_a_group() or trainer.world_size == 1 or not isinstance(exception, Exception):
         return
     if _another_has_gone(exception):
         exception.add_note(
@@ -52,7 +63,7 @@ def leave_group(trainer: Any, exception: BaseException) -> None:
     abort = getattr(torch.distributed.group.WORLD, "abort", None)
     if abort is not None:
         abort()
-    torch.distributed.destroy_process_group()
+    _leave()
     launched = [
         process
         for process in getattr(trainer.strategy.launcher, "procs", None) or []
@@ -61,6 +72,15 @@ def leave_group(trainer: Any, exception: BaseException) -> None:
     if launched and not breaks:
         # Lightning ends the first rank when another has failed, but not the others after the first.
         atexit.register(_end, launched)
+
+
+def _in_a_group() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _leave() -> None:
+    if _in_a_group():
+        torch.distributed.destroy_process_group()
 
 
 def _another_has_gone(exception: Exception) -> bool:

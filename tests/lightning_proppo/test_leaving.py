@@ -1,4 +1,4 @@
-"""A rank that fails in the middle of a rollout: the run ends soon, and says why."""
+"""Ranks that end, and one that fails in the middle of a rollout: all end soon, and say why."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch.distributed
 
-from lightning_proppo.callbacks import failures
-from lightning_proppo.callbacks.failures import leave_group
+from lightning_proppo.callbacks import leaving
+from lightning_proppo.callbacks.leaving import leave_at_exit, leave_on_failure
 
 from ..launching import Ended, launch_together
 
@@ -160,7 +160,7 @@ def raised(error: BaseException) -> BaseException:
 def test_a_rank_that_fails_says_why_and_leaves(
     group: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    leave_group(trainer(), raised(ValueError("the pole fell off")))
+    leave_on_failure(trainer(), raised(ValueError("the pole fell off")))
     assert not torch.distributed.is_initialized()
     assert "Rank 1 of 2 failed" in caplog.text
     assert "Traceback" in caplog.text
@@ -177,7 +177,7 @@ def test_a_rank_that_fails_says_why_and_leaves(
 def test_a_rank_that_waited_in_vain_says_whose_traceback_to_read(
     group: None, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    leave_group(trainer(), raised(error))
+    leave_on_failure(trainer(), raised(error))
     assert not torch.distributed.is_initialized()
     assert caplog.text == ""
     assert "the traceback of that rank tells why" in error.__notes__[0]
@@ -190,14 +190,28 @@ def test_a_rank_that_waited_in_vain_says_whose_traceback_to_read(
 def test_interruptions_and_single_processes_keep_their_group(
     group: None, caplog: pytest.LogCaptureFixture, ranks: int, error: BaseException
 ) -> None:
-    leave_group(trainer(ranks), raised(error))
+    leave_on_failure(trainer(ranks), raised(error))
     assert torch.distributed.is_initialized()
     assert caplog.text == ""
 
 
 def test_without_a_group_there_is_nothing_to_leave(caplog: pytest.LogCaptureFixture) -> None:
-    leave_group(trainer(), raised(ValueError("the pole fell off")))
+    leave_on_failure(trainer(), raised(ValueError("the pole fell off")))
     assert caplog.text == ""
+
+
+def test_a_rank_leaves_before_its_process_ends(
+    group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered: list[Callable[[], None]] = []
+    monkeypatch.setattr(leaving.atexit, "register", registered.append)
+    leave_at_exit()
+    assert torch.distributed.is_initialized()
+    for leave in (*registered, *registered):  # it may have left already
+        leave()
+    assert not torch.distributed.is_initialized()
+    leave_at_exit()
+    assert len(registered) == 1
 
 
 @pytest.mark.parametrize(("backend", "expected"), [("gloo", 0), ("nccl", 1)])
@@ -207,17 +221,17 @@ def test_launched_ranks_that_do_not_notice_are_ended_at_exit(
     registered: list[tuple[Callable[..., None], Any]] = []
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
     monkeypatch.setattr(
-        failures.atexit, "register", lambda *given: registered.append((given[0], given[1:]))
+        leaving.atexit, "register", lambda *given: registered.append((given[0], given[1:]))
     )
     asleep, done = (
         subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds})"])
         for seconds in (600, 0)
     )
     try:
-        leave_group(trainer(procs=[asleep, done]), raised(ValueError("the pole fell off")))
+        leave_on_failure(trainer(procs=[asleep, done]), raised(ValueError("the pole fell off")))
         assert len(registered) == expected
         if registered:
-            monkeypatch.setattr(failures, "_GRACE", 0.5)
+            monkeypatch.setattr(leaving, "_GRACE", 0.5)
             end, arguments = registered[0]
             end(*arguments)
             assert asleep.wait(10) != 0
