@@ -105,6 +105,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
     return folder, [torch.load(folder / f"rank{r}.pt", weights_only=False) for r in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["policy", "optimizer", "episodes", "dynamics"])
 def test_both_ranks_have_the_same_to_the_bit(ranks: Any, what: str) -> None:
     one, two = (found[what] for found in ranks[1])
@@ -113,6 +114,7 @@ def test_both_ranks_have_the_same_to_the_bit(ranks: Any, what: str) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_restarts_and_trials_are_the_same(ranks: Any) -> None:
     one, two = ranks[1]
     assert one["trials"] == two["trials"]
@@ -123,12 +125,14 @@ def test_restarts_and_trials_are_the_same(ranks: Any) -> None:
     assert len(one["searches"]) > 1
 
 
+@pytest.mark.slow
 def test_one_rank_acts_in_the_environment(ranks: Any) -> None:
     one, two = ranks[1]
     assert one["steps"] == 4 * 25
     assert two["steps"] == 0
 
 
+@pytest.mark.slow
 def test_particles_are_shared_out_and_each_has_noise_of_its_own(ranks: Any) -> None:
     one, two = ranks[1]
     assert one["particles"] == two["particles"] == {4}
@@ -137,6 +141,7 @@ def test_particles_are_shared_out_and_each_has_noise_of_its_own(ranks: Any) -> N
         assert not bool((a == b).any())
 
 
+@pytest.mark.slow
 def test_one_rank_writes(ranks: Any) -> None:
     folder, (one, two) = ranks
     assert two["written"] == []
@@ -145,6 +150,7 @@ def test_one_rank_writes(ranks: Any) -> None:
     assert (folder / "run" / "last.ckpt").is_file()
 
 
+@pytest.mark.slow
 def test_the_return_predicted_is_that_of_all_particles(ranks: Any) -> None:
     """What is logged at the steps, and what a trial keeps, is the mean over both ranks."""
     folder, (one, _) = ranks
