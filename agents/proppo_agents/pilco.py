@@ -22,7 +22,7 @@ from proppo_agents.encodings import check_angles
 from proppo_agents.episodes import Episode, collect_episode
 from proppo_agents.plots import plot_trials
 from proppo_agents.policies import RBFPolicy
-from proppo_agents.ranks import empty_batches, made_by_first, mean_over_ranks, share_of
+from proppo_agents.ranks import empty_batches, made_by_first, mean_over_ranks, own_noise, share_of
 from proppo_agents.trials import Trial
 
 
@@ -230,10 +230,9 @@ class PILCO(pl.LightningModule):
         self._predicted = []
         predicted = mean_over_ranks(self._trainer, torch.stack(last)).tolist() if last else []
 
-        def act_once() -> Episode:
-            return collect_episode(self.env, policy, seed=int(torch.randint(2**31 - 1, ())))
-
-        episode = made_by_first(self._trainer, act_once)
+        # Drawn by all ranks, so that their generators stay in step.
+        seed = int(torch.randint(2**31 - 1, ()))
+        episode = made_by_first(self._trainer, lambda: collect_episode(self.env, policy, seed))
         trial = Trial(
             steps=self.global_step if self._trainer else 0,
             predicted_return=statistics.fmean(predicted) if predicted else None,
@@ -265,11 +264,12 @@ class PILCO(pl.LightningModule):
         """Put the best of some random policies, by the model, in the policy's place."""
         candidates: list[dict[str, Tensor]] = []
         costs: list[Tensor] = []
-        for _ in range(self.candidates):
-            drawn = made_by_first(self._trainer, lambda: self._new_policy().state_dict())
-            self.policy.load_state_dict(drawn)
-            candidates.append(drawn)
-            costs.append(self.predict()[0])
+        with own_noise(self._trainer, self.initial_mean.device):
+            for _ in range(self.candidates):
+                drawn = made_by_first(self._trainer, lambda: self._new_policy().state_dict())
+                self.policy.load_state_dict(drawn)
+                candidates.append(drawn)
+                costs.append(self.predict()[0])
         mean = mean_over_ranks(self._trainer, torch.stack(costs))
         best = int(mean.nan_to_num(nan=math.inf).argmin())
         self.policy.load_state_dict(candidates[best])

@@ -7,9 +7,12 @@ Trainer, and with one process, nothing is sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
@@ -38,6 +41,29 @@ def mean_over_ranks(trainer: Any, value: Tensor) -> Tensor:
     mean = trainer.strategy.reduce(value.clone(), reduce_op="mean")
     # A reduction may add in another order on each rank.
     return made_by_first(trainer, lambda: mean.cpu()).to(value)
+
+
+@contextmanager
+def own_noise(trainer: Any, device: torch.device) -> Iterator[None]:
+    """Give each rank a stream of random numbers of its own, until the end of the block.
+
+    Outside of training steps, where the callback does so, all ranks may draw the same. What they
+    draw after the block is what they would have drawn, but for one number.
+
+    Args:
+        trainer: the Trainer, or None.
+        device: where there is drawn, besides the CPU.
+    """
+    if trainer is None or trainer.world_size == 1:
+        yield
+        return
+    drawn = int(torch.randint(2**62, (), dtype=torch.int64))
+    seed = made_by_first(trainer, lambda: drawn)
+    own = np.random.SeedSequence([seed, trainer.global_rank]).generate_state(1, np.uint64)[0]
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        torch.manual_seed(int(own >> np.uint64(1)))
+        yield
 
 
 def share_of(trainer: Any, count: int, name: str) -> int:

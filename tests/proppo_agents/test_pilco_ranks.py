@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from proppo_agents import PILCO
-from proppo_agents.ranks import made_by_first, mean_over_ranks, share_of
+from proppo_agents.ranks import made_by_first, mean_over_ranks, own_noise, share_of
 
 from ..launching import launch
 
@@ -50,7 +50,7 @@ class Agent(PILCO):
 
 
 def policy_input(module, given):
-    if torch.is_grad_enabled() and given[0].requires_grad is False:
+    if len(given[0]) > 1 and not given[0].requires_grad:
         seen["particles"].add(len(given[0]))
         seen["starts"].append(given[0].clone())
 
@@ -136,7 +136,9 @@ def test_one_rank_acts_in_the_environment(ranks: Any) -> None:
 def test_particles_are_shared_out_and_each_has_noise_of_its_own(ranks: Any) -> None:
     one, two = ranks[1]
     assert one["particles"] == two["particles"] == {4}
-    assert len(one["starts"]) == len(two["starts"]) == 9
+    # The starts of 9 rollouts, and each step of those that candidates were judged by.
+    judged = 3 * 25 * len(one["searches"])
+    assert len(one["starts"]) == len(two["starts"]) == 9 + judged
     for a, b in zip(one["starts"], two["starts"], strict=True):
         assert not bool((a == b).any())
 
@@ -167,8 +169,15 @@ def test_the_return_predicted_is_that_of_all_particles(ranks: Any) -> None:
 
 
 class FakeTrainer:
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, rank: int = 0) -> None:
         self.world_size = world_size
+        self.global_rank = rank
+        self.is_global_zero = True
+        self.strategy = self
+
+    def broadcast(self, value: Any, src: int) -> Any:
+        assert src == 0
+        return value
 
 
 def test_alone_everything_is_made_here() -> None:
@@ -177,6 +186,30 @@ def test_alone_everything_is_made_here() -> None:
     assert mean_over_ranks(None, value) is value
     assert mean_over_ranks(FakeTrainer(1), value) is value
     assert share_of(None, 7, "particles") == 7
+
+
+def test_ranks_draw_noise_of_their_own_and_then_go_on_together() -> None:
+    drawn, after = [], []
+    for rank in (0, 1, 1):
+        torch.manual_seed(3)
+        with own_noise(FakeTrainer(2, rank), torch.device("cpu")):
+            drawn.append(torch.randn(1000, dtype=torch.float64))
+        after.append(torch.randn(3))
+    zero, one, again = drawn
+    assert torch.equal(one, again)
+    assert torch.corrcoef(torch.stack([zero, one]))[0, 1].abs() < 0.15  # 1000 numbers: 5 sigma
+    assert torch.equal(after[0], after[1])
+
+
+def test_alone_noise_is_what_it_was() -> None:
+    found = []
+    for trainer in (None, FakeTrainer(1)):
+        torch.manual_seed(3)
+        with own_noise(trainer, torch.device("cpu")):
+            found.append(torch.randn(3))
+    torch.manual_seed(3)
+    assert torch.equal(found[0], torch.randn(3))
+    assert torch.equal(found[0], found[1])
 
 
 @pytest.mark.parametrize(("count", "ranks", "share"), [(8, 2, 4), (9, 3, 3), (200, 1, 200)])
