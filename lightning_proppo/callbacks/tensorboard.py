@@ -1,0 +1,143 @@
+"""What TensorBoard shows beside the scalars: histograms, an image, a layout, hyperparameters."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lightning_proppo.callbacks.pictures import Column, draw_fronts
+from lightning_proppo.comparison import Findings
+
+# Training steps in the image; where there would be more, every other one is left out.
+_COLUMNS = 256
+# Of the time that passes, drawing during the training may take this share.
+_SHARE = 0.01
+_LOGARITHMIC = ("variance/", "particles_needed/")
+
+
+def tensorboard_writers(trainer: Any) -> list[Any]:
+    """Return the writers of the Trainer's TensorBoard loggers, of either of Lightning's packages."""
+    return [
+        logger.experiment
+        for logger in trainer.loggers
+        if any(base.__name__ == "TensorBoardLogger" for base in type(logger).__mro__)
+    ]
+
+
+class TensorBoardPages:
+    """Writes what is found to TensorBoard, and remembers it for the image."""
+
+    def __init__(self) -> None:
+        self.columns: list[Column] = []
+        self._every = 1
+        self._seen = 0
+        self._drawn = 0
+        self._drew = -math.inf
+        self._took = 0.0
+
+    def lay_out(self, writer: Any, names: Sequence[str], hyperparameters: dict[str, Any]) -> None:
+        """Put the estimators' variances into one chart, and write the hyperparameters.
+
+        Args:
+            writer: TensorBoard's.
+            names: the estimators that are compared.
+            hyperparameters: those of the module, with the estimator's name.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        if names:
+            charts = {
+                "variance, log10": "log10_variance",
+                "signal-to-noise ratio": "snr",
+                "particles needed for the accuracy of the one in use, log10": "log10_particles_needed",
+                "gradient norm": "gradient_norm",
+            }
+            writer.add_custom_scalars(
+                {
+                    "Gradient estimators": {
+                        title: ["Multiline", [f"{tag}/{name}" for name in names]]
+                        for title, tag in charts.items()
+                    }
+                }
+            )
+        plain = {
+            name: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for name, value in hyperparameters.items()
+        }
+        metrics = {"gradient/variance": math.nan, "gradient/snr": math.nan}
+        # TensorBoard keeps the first that it reads, and Lightning writes the module's own next.
+        for summary in hparams(plain, metrics):
+            writer._get_file_writer().add_summary(summary)
+
+    def show(
+        self, writers: Sequence[Any], step: int, findings: Findings, metrics: dict[str, float]
+    ) -> None:
+        """Write what was found in a rollout, by time step, and keep it for the image.
+
+        Args:
+            writers: TensorBoard's.
+            step: the training step.
+            findings: what was found.
+            metrics: what was logged.
+        """
+        column = Column(step, dict(findings.variances), findings.lr_weight)
+        if self._seen % self._every == 0:
+            self.columns.append(column)
+            if len(self.columns) > _COLUMNS:
+                self.columns = self.columns[::2]
+                self._every *= 2
+        self._seen += 1
+        for writer in writers:
+            self._write(writer, step, findings, metrics)
+
+    def draw(self, writers: Sequence[Any], step: int, spare: bool) -> None:
+        """Draw the image.
+
+        Args:
+            writers: TensorBoard's.
+            step: the training step.
+            spare: leave it where drawing has taken too much of the time.
+        """
+        dear = time.monotonic() - self._drew < self._took / _SHARE
+        if not writers or not self.columns or self._drawn == self._seen or (spare and dear):
+            return
+        start = time.monotonic()
+        for writer in writers:
+            figure = draw_fronts(self.columns)
+            writer.add_figure("by time step", figure, global_step=step)
+        self._drawn = self._seen
+        self._drew = time.monotonic()
+        self._took = self._drew - start
+
+    def _write(self, writer: Any, step: int, findings: Findings, metrics: dict[str, float]) -> None:
+        for tag, value in metrics.items():
+            # A linear axis shows nothing but RP once that has exploded.
+            if tag.startswith(_LOGARITHMIC) and 0 < value < math.inf:
+                writer.add_scalar(f"log10_{tag}", math.log10(value), step)
+        for name, variances in findings.variances.items():
+            shown = variances[(variances > 0) & variances.isfinite()].log10()
+            if len(shown):
+                writer.add_histogram(f"log10_variance_by_time_step/{name}", shown, step)
+        if len(findings.lr_weight):
+            _add_profile(writer, "lr_weight_by_time_step", findings.lr_weight, step)
+
+
+def _add_profile(writer: Any, tag: str, heights: torch.Tensor, step: int) -> None:
+    """Write a histogram with a bar for each time step, as high as its value."""
+    heights = torch.nan_to_num(heights)
+    places = torch.arange(len(heights), dtype=torch.float64)
+    writer.add_histogram_raw(
+        tag,
+        min=0.0,
+        max=float(len(heights)),
+        num=float(heights.sum()),
+        sum=float((heights * places).sum()),
+        sum_squares=float((heights * places.square()).sum()),
+        bucket_limits=(places + 1).tolist(),
+        bucket_counts=heights.tolist(),
+        global_step=step,
+    )

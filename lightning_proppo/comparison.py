@@ -1,0 +1,205 @@
+"""What RP, LR and TP would each make of one rollout, gathered while one of them is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lightning_proppo.accuracy import trace_of_covariance
+from lightning_proppo.graph import Pullback, is_cut
+from lightning_proppo.per_particle import Answers, ParameterUses, find_parameter_uses
+from lightning_proppo.per_particle.rollouts import RolloutGradients
+from lightning_proppo.per_particle.sketches import Signs
+
+STREAMS = ("RP", "LR", "TP")
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    r"""What a rollout says of one estimator's batch-mean gradient.
+
+    Attributes:
+        variance: :math:`\mathrm{tr}\, \mathrm{Cov}[\hat g]`.
+        squared_norm: :math:`|\hat g|^2`.
+        not_finite: how many particles have a gradient that is not finite.
+    """
+
+    variance: float
+    squared_norm: float
+    not_finite: int
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What was found in one rollout.
+
+    Attributes:
+        particles: P.
+        estimates: by the estimator's name.
+        variances: by the estimator's name (RP, LR), the variance of what each sample contributes
+            to the batch-mean gradient, in the order of the rollout, [H].
+        lr_weight: TP's weight on LR at each sample, [H]; empty without TP.
+        missing: why there is nothing of an estimator, by its name.
+    """
+
+    particles: int
+    estimates: dict[str, Estimate]
+    variances: dict[str, Tensor]
+    lr_weight: Tensor
+    missing: dict[str, str]
+
+
+@dataclass(eq=False)
+class Comparison:
+    """Gathers RP's, LR's and TP's gradients of one rollout.
+
+    Its propagators (:class:`~lightning_proppo.propagators.comparing.ComparingProp`) carry the
+    cotangents of the estimator in use as always; those of the others are kept here.
+
+    Args:
+        used: the estimator in use.
+        names: the estimators that are compared.
+        chosen: which parameters variances are of; None: all that the rollout reaches.
+        copies: sketches of each parameter that is not small.
+        seed: of the sketches' signs.
+    """
+
+    used: str
+    names: Sequence[str] = STREAMS
+    chosen: Callable[[Tensor], bool] | None = None
+    copies: int = 4
+    seed: int = 0
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.names = [name for name in STREAMS if name in self.names or name == self.used]
+        self.differentiable = False  # whether a cost has had a gradient
+        self._pass: Pullback | None = None
+        self._cuts: set[int] = set()
+        self._cotangents: dict[str, dict[int, Tensor]] = {name: {} for name in STREAMS}
+        self._gradients: RolloutGradients | None = None
+        self._variances: dict[str, list[Tensor]] = {"RP": [], "LR": []}
+        self._lr_weight: list[Tensor] = []
+
+    # -- which estimators --------------------------------------------------------------------
+
+    def recording(self, running: Pullback | None, particles: int) -> bool:
+        """Return whether a pass is the first, which is looked at.
+
+        Args:
+            running: the pass.
+            particles: P.
+        """
+        if self._pass is None and running is not None and particles > 1:
+            self._pass = running
+            self._gradients = RolloutGradients(
+                len(self.names), particles, self.copies, Signs(self.seed)
+            )
+        return running is not None and self._pass is running
+
+    def wants(self, name: str) -> bool:
+        """Return whether an estimator's gradient is to be had."""
+        return name in self.names and name not in self.missing
+
+    def wanted(self, recording: bool) -> list[str]:
+        """Return the estimators to compute in a pass."""
+        return [
+            name for name in self.names if name == self.used or (recording and self.wants(name))
+        ]
+
+    def leave_out(self, names: Sequence[str], reason: str) -> None:
+        """Say why estimators cannot be looked at."""
+        for name in names:
+            self.missing.setdefault(name, reason)
+
+    # -- cotangents --------------------------------------------------------------------------
+
+    def own(self, sample: Tensor) -> None:
+        """Take note of a sample whose cotangents are kept here."""
+        self._cuts.add(id(sample))
+
+    def sends(self, name: str, leaf: Tensor) -> bool:
+        """Return whether a gradient is to be sent on in messages."""
+        if name != self.used:
+            return False
+        return name != "LR" or not is_cut(leaf)  # LR's samples take no cotangent
+
+    def keep(self, name: str, leaf: Tensor, gradient: Tensor) -> None:
+        """Add to an estimator's cotangent at a sample; at a parameter nothing needs to be kept."""
+        if name == "LR" or not is_cut(leaf):
+            return
+        if id(leaf) not in self._cuts:
+            self.leave_out(self.names, "another propagator has a node in the rollout")
+        kept = self._cotangents[name]
+        kept[id(leaf)] = kept[id(leaf)] + gradient if id(leaf) in kept else gradient
+
+    def cotangent(self, name: str, sample: Tensor) -> Tensor:
+        """Return an estimator's cotangent at a sample."""
+        kept = self._cotangents[name].pop(id(sample), None)
+        found = sample.grad if name == self.used else kept
+        return torch.zeros_like(sample) if found is None else found
+
+    # -- parameters --------------------------------------------------------------------------
+
+    def uses(
+        self, outputs: Sequence[Tensor], leaves: Sequence[Tensor], particles: int
+    ) -> ParameterUses:
+        """Find where the parameters that variances are of enter a segment."""
+        chosen = [
+            leaf
+            for leaf in leaves
+            if not is_cut(leaf) and (self.chosen is None or self.chosen(leaf))
+        ]
+        return find_parameter_uses(outputs, chosen, particles)
+
+    def add(self, uses: ParameterUses, answers: dict[str, Answers]) -> None:
+        """Add what a segment contributes, by each estimator."""
+        if self._gradients is not None and uses.parameters:
+            self._gradients.add(uses, [answers.get(name) for name in self.names])
+
+    def add_sample(
+        self, uses: ParameterUses, answers: dict[str, Answers], lr_weight: Tensor | None
+    ) -> None:
+        """Add what a sample contributes, and keep the variance of that."""
+        self.add(uses, answers)
+        shown = [name for name in self._variances if name in answers]
+        variances = uses.variances([answers[name] for name in shown])
+        for name, squares in zip(shown, variances, strict=True):
+            self._variances[name].append(trace_of_covariance(squares, uses.particles))
+        if lr_weight is not None:
+            self._lr_weight.append(lr_weight)
+
+    def findings(self) -> Findings | None:
+        """Return what was found; None if no pass has been looked at."""
+        gradients = self._gradients
+        if gradients is None:
+            return None
+        if not self.differentiable:
+            self.leave_out(("RP", "TP"), "the costs have no gradient")
+        estimates: dict[str, Estimate] = {}
+        wrong = gradients.not_finite()
+        for name, squares, totals, not_finite in zip(
+            self.names, gradients.squares(), gradients.totals, wrong, strict=True
+        ):
+            if name in self.missing:
+                continue
+            norm = sum((g.double().square().sum() for g in totals.values()), torch.zeros(()))
+            estimates[name] = Estimate(
+                float(trace_of_covariance(squares, gradients.particles)), float(norm), not_finite
+            )
+        return Findings(
+            gradients.particles,
+            estimates,
+            {
+                name: torch.stack(found[::-1]).double().cpu()
+                for name, found in self._variances.items()
+                if found and name not in self.missing
+            },
+            torch.stack(self._lr_weight[::-1]).double().cpu()
+            if self._lr_weight
+            else torch.zeros(0, dtype=torch.float64),
+            dict(self.missing),
+        )

@@ -1,0 +1,392 @@
+"""Propagators that compute one estimator's gradient, and gather the others' beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_proppo.baselines import mean_baseline
+from lightning_proppo.comparison import Comparison
+from lightning_proppo.containers import Listed
+from lightning_proppo.densities import family
+from lightning_proppo.graph import LeafIndex, active_pullback, vector_jacobian_product
+from lightning_proppo.per_particle import Answers, ParameterUses, find_parameter_uses
+from lightning_proppo.propagators.backprop import BackPropagator
+from lightning_proppo.propagators.base import ComboProp, Propagator
+from lightning_proppo.propagators.baseline import BaselineProp
+from lightning_proppo.propagators.loss import LossBase, LossProp
+from lightning_proppo.propagators.lr import LRBase, LRProp, message_loss
+from lightning_proppo.propagators.normal import NormalDraw
+from lightning_proppo.propagators.pathways import (
+    Pathway,
+    lr_pathway,
+    normal_lr_pathway,
+    normal_rp_pathway,
+    rp_pathway,
+)
+from lightning_proppo.propagators.rp import RPBase, RPProp
+from lightning_proppo.propagators.sampling import make_distribution
+from lightning_proppo.propagators.tp import (
+    TotalProp,
+    TPBase,
+    TPXProp,
+    Weights,
+    _distinct,
+    _mean_lr_weight,
+    _mixed_cotangents,
+    _weights_at_node,
+)
+from lightning_proppo.variances import mix
+
+_OF_LR = ("dist", "dist_class", "dist_params", "noise")
+
+
+def comparable(sampler: Propagator, loss: Propagator) -> str | None:
+    """Return which of RP, LR and TP propagators compute; None for anything else.
+
+    Particles must be independent of each other (up to a baseline and TP's weights), for else the
+    variance among them does not tell that of their mean.
+
+    Args:
+        sampler: what computes at samples.
+        loss: what computes at losses.
+    """
+    plain = type(loss) is LossProp and loss.is_made_of(BackPropagator, LossBase)
+    if not plain or not isinstance(sampler, ComboProp):
+        return None
+    kinds = [type(part) for part in sampler.propagators]
+    options = sampler.default_forward_kwargs
+    if options.get("noise", "independent") != "independent":
+        return None
+    if type(sampler) is RPProp and kinds == [BackPropagator, RPBase]:
+        return "RP"
+    if type(sampler) is LRProp and kinds == [BackPropagator, LRBase, BaselineProp]:
+        return "LR"
+    if type(sampler) in (TotalProp, TPXProp) and kinds == [BackPropagator, TPBase, BaselineProp]:
+        shares = options.get("share") is not None or options.get("weighting") == "cross-fitted"
+        return None if shares else "TP"
+    return None
+
+
+def comparing_propagators(
+    sampler: Propagator, comparison: Comparison
+) -> tuple[Propagator, Propagator]:
+    """Return propagators for samples and losses that do what ``sampler`` does, and compare.
+
+    Args:
+        sampler: one that is :func:`comparable`.
+        comparison: what gathers the gradients.
+    """
+    parts = getattr(sampler, "propagators", [])
+    baseline = next((part for part in parts if type(part) is BaselineProp), None)
+    weighting = next((part for part in parts if isinstance(part, TPBase)), None)
+    options = {} if weighting is None else {"var_weighting_func": weighting.var_weighting_func}
+    base = ComparingBase(comparison, baseline or BaselineProp(mean_baseline), **options)
+    samples = ComboProp([BackPropagator(), base], **sampler.default_forward_kwargs)
+    # What the manager asks of an estimator that differentiates the costs.
+    samples.uses_cost_gradient = comparison.used != "LR"  # type: ignore[attr-defined]
+    return samples, ComboProp([BackPropagator(), ComparingLossBase(comparison)])
+
+
+class ComparingBase(TPBase):
+    """Samples as RP, LR or TP does, and computes what each of them makes of the rollout.
+
+    The cotangents of the estimator in use travel as they always do; see
+    :class:`~lightning_proppo.comparison.Comparison`.
+
+    Args:
+        comparison: what gathers the gradients.
+        baseline: LR's.
+        **kwargs: those of :class:`TPBase`.
+    """
+
+    uses_cost_gradient = False
+
+    def __init__(self, comparison: Comparison, baseline: BaselineProp, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.comparison = comparison
+        self.baseline = baseline
+
+    def forward_impl(
+        self,
+        x: Any,
+        node: Any = None,
+        detach: bool = True,
+        requires_grad: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Draw a sample [P, ...], keeping what each estimator needs.
+
+        Args:
+            x: the state to add noise to, or None with ``dist``.
+            node: not used.
+            detach: an option of RP's, without a meaning here.
+            requires_grad: one of LR's, likewise.
+            **kwargs: options of :class:`TPBase`.
+        """
+        del detach, requires_grad
+        comparison = self.comparison
+        if comparison.used == "LR":
+            given = {name: value for name, value in kwargs.items() if name in _OF_LR}
+            described = [given.get(name) for name in ("dist", "dist_class", "dist_params")]
+            dist = make_distribution(x, *described, "LR")
+            if not dist.has_rsample:
+                comparison.leave_out(("RP", "TP"), f"{family(dist)} has no reparameterized samples")
+            if not (comparison.wants("RP") or comparison.wants("TP")):
+                return LRBase().forward_impl(x, node, **given)
+        made = super().forward_impl(x, node, **kwargs)
+        comparison.own(made["output"])
+        return made
+
+    @torch.no_grad()
+    def backward_impl(self, node: Any, message: Any) -> Any:
+        """Send the gradient of the estimator in use, and keep the others'."""
+        losses = message.get("local_loss")
+        if losses is None:  # no cost follows this sample
+            return {}
+        comparison, running = self.comparison, active_pullback()
+        recording = comparison.recording(running, losses.shape[0])
+        names = comparison.wanted(recording)
+        sent: dict[str, Any] = {}
+        if names != ["RP"]:
+            sent = dict(self.baseline.backward_impl(node, message) or {})
+            message.update(sent)
+        ways = self._ways(node, message, names)
+        outputs = _distinct([output for way in ways.values() for output in way.outputs])
+        leaves = (running.index if running is not None else LeafIndex()).leaves(outputs)
+        seen = comparison.uses(outputs, leaves, losses.shape[0]) if recording else None
+        weights: Weights | None = None
+        if "TP" in ways:
+            pulled, weights = self._mixed(node, message, ways, leaves, seen)
+            sent.update(k_counter=message.get("k_counter", 0) + 1, k_lr_k_rp=weights)
+            if running is not None and comparison.used == "TP":
+                running.note("lr_weight", _mean_lr_weight([weights]))
+        else:
+            pulled = {name: _pull(way, leaves, [], [seen]) for name, way in ways.items()}
+        shown = {name: pull for name, pull in pulled.items() if name in names}
+        if seen is not None:
+            answers = {name: pull.answers(0, leaves, seen) for name, pull in shown.items()}
+            weight = None if weights is None else _mean_lr_weight([weights])
+            comparison.add_sample(seen, answers, weight)
+        sent.update(deliver(comparison, leaves, {n: pull.leaves for n, pull in shown.items()}))
+        return sent
+
+    def _ways(self, node: Any, message: Any, names: Sequence[str]) -> dict[str, Pathway]:
+        """Return each estimator's way into the distribution; for TP, RP's with mixed cotangents."""
+        normal = NormalDraw.of(node) if "noise" in node else None
+        ways: dict[str, Pathway] = {}
+        if "LR" in names or "TP" in names:
+            losses = message_loss(message)
+            if normal is not None:
+                ways["LR"] = normal_lr_pathway(normal, losses)
+            else:
+                ways["LR"] = lr_pathway(node["log_prob"], losses)
+        if not node["output"].requires_grad:
+            return ways
+        image = node.get("image")
+        arrived: dict[int, Pathway] = {}
+        for name in ("RP", "TP"):
+            if name not in names:
+                continue
+            cotangent = self.comparison.cotangent(name, node["output"])
+            if id(cotangent) not in arrived:
+                pulled = cotangent
+                if image is not None:
+                    pulled = image.pull(cotangent.to(image.value.dtype))
+                if normal is not None:
+                    way = normal_rp_pathway(normal, pulled.to(normal.loc.dtype))
+                else:
+                    path = node["pre_output"]
+                    way = rp_pathway(path, pulled.to(path.dtype))
+                arrived[id(cotangent)] = way
+            ways[name] = arrived[id(cotangent)]
+        return ways
+
+    def _mixed(
+        self,
+        node: Any,
+        message: Any,
+        ways: dict[str, Pathway],
+        leaves: Sequence[Tensor],
+        seen: ParameterUses | None,
+    ) -> tuple[dict[str, _Pulled], Weights]:
+        """Pull all ways back, and mix LR's and RP's as TP does."""
+        particles = message["local_loss"].shape[0]
+        lr, rp = ways["LR"], ways["TP"]
+        kept = (
+            message.get("k_lr_k_rp") if message.get("k_counter", 0) % node["k_interval"] else None
+        )
+        parameters: list[Tensor] = []
+        expanded: list[Tensor] = []
+        if node["ivw_target"] != "node" and kept is None:
+            parameters, expanded = self._compared(node["ivw_target"], leaves, particles)
+        if seen is not None and [*map(id, seen.parameters)] == [*map(id, parameters)]:
+            uses: ParameterUses | None = seen
+        else:
+            outputs = _distinct([*lr.outputs, *rp.outputs])
+            uses = find_parameter_uses(outputs, parameters, particles) if parameters else None
+        every = [seen, None if uses is seen else uses]
+        pulled = {"LR": _pull(lr, leaves, expanded, every)}
+        if "RP" in ways:
+            pulled["RP"] = _pull(ways["RP"], leaves, expanded, every)
+        if node["ivw_target"] == "node":
+            weights = kept or _weights_at_node(node, lr, rp)
+            mixed = _mixed_cotangents(weights, lr, rp)
+            way = Pathway([*mixed["outputs"].get()], [*mixed["grads"].get()])
+            pulled["TP"] = _pull(way, leaves, [], every)
+            return pulled, weights
+        same = ways.get("RP") is rp
+        of_rp = pulled["RP"] if same else _pull(rp, leaves, expanded, every)
+        if kept is None:
+            position = 0 if uses is seen else 1
+            answers = [
+                (
+                    pull.leaves,
+                    pull.totals(leaves, parameters),
+                    pull.expanded,
+                    pull.edges[position] if uses is not None else [],
+                )
+                for pull in (pulled["LR"], of_rp)
+            ]
+            weights = self._weigh(node, uses, lr, rp, answers, None)
+        else:
+            weights = kept
+        pulled["TP"] = _mix(weights, pulled["LR"], of_rp)
+        return pulled, weights
+
+
+class ComparingLossBase(LossBase):
+    """The loss of rollouts that :class:`ComparingBase` samples.
+
+    Args:
+        comparison: what gathers the gradients.
+        **kwargs: default forward options.
+    """
+
+    def __init__(self, comparison: Comparison, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.comparison = comparison
+
+    @torch.no_grad()
+    def backward_impl(self, node: Any, message: Any) -> Any:
+        """Send back the sum of costs and the mean's gradient, which all estimators share."""
+        sent = super().backward_impl(node, message)
+        if "outputs" not in sent:
+            return sent
+        comparison, running = self.comparison, active_pullback()
+        costs = node["pre_output"]
+        (cotangent,) = sent["grads"].get()
+        particles = costs.shape[0]
+        recording = comparison.recording(running, particles)
+        comparison.differentiable = True
+        leaves = (running.index if running is not None else LeafIndex()).leaves([costs])
+        seen = comparison.uses([costs], leaves, particles) if recording else None
+        pull = _pull(Pathway([costs], [cotangent]), leaves, [], [seen])
+        names = comparison.wanted(recording)
+        if seen is not None and seen.parameters:
+            answers = pull.answers(0, leaves, seen)
+            comparison.add(seen, dict.fromkeys(names, answers))
+        del sent["outputs"], sent["grads"]
+        return {**sent, **deliver(comparison, leaves, dict.fromkeys(names, pull.leaves))}
+
+
+@dataclass(frozen=True, eq=False)
+class _Pulled:
+    """What one way's cotangents came to.
+
+    Attributes:
+        way: the way.
+        leaves: at the segment's leaves.
+        expanded: at tensors expanded over the particles.
+        edges: where parameters enter, for each reader of those.
+    """
+
+    way: Pathway
+    leaves: Sequence[Tensor | None]
+    expanded: Sequence[Tensor | None]
+    edges: Sequence[Sequence[Tensor | None]]
+
+    def totals(self, leaves: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return what arrived at some of the leaves."""
+        found = {id(leaf): gradient for leaf, gradient in zip(leaves, self.leaves, strict=True)}
+        return [found.get(id(tensor)) for tensor in wanted]
+
+    def answers(self, reader: int, leaves: Sequence[Tensor], uses: ParameterUses) -> Answers:
+        """Return what a reader of entries asks for."""
+        return Answers(
+            self.edges[reader],
+            self.totals(leaves, uses.parameters),
+            self.way.outputs,
+            self.way.cotangents,
+        )
+
+
+def _pull(
+    way: Pathway,
+    leaves: Sequence[Tensor],
+    expanded: Sequence[Tensor],
+    readers: Sequence[ParameterUses | None],
+) -> _Pulled:
+    """Pull one way's cotangents back, once."""
+    edges = [[] if uses is None else uses.edges for uses in readers]
+    inputs: list[Any] = [*leaves, *expanded]
+    for some in edges:
+        inputs.extend(some)
+    found = vector_jacobian_product(way.outputs, way.cotangents, inputs)
+    start = len(leaves) + len(expanded)
+    parts = []
+    for some in edges:
+        parts.append(found[start : start + len(some)])
+        start += len(some)
+    return _Pulled(way, found[: len(leaves)], found[len(leaves) :][: len(expanded)], parts)
+
+
+def _mix(weights: Weights, lr: _Pulled, rp: _Pulled) -> _Pulled:
+    """Return the mixture of what two ways came to."""
+    k_lr, k_rp = weights
+    way = Pathway(
+        [*lr.way.outputs, *rp.way.outputs],
+        [
+            *mix(k_lr, lr.way.cotangents, k_rp, [None] * len(lr.way.cotangents)),  # type: ignore[list-item]
+            *mix(k_lr, [None] * len(rp.way.cotangents), k_rp, rp.way.cotangents),  # type: ignore[list-item]
+        ],
+    )
+    return _Pulled(
+        way,
+        mix(k_lr, lr.leaves, k_rp, rp.leaves),
+        [],
+        [mix(k_lr, a, k_rp, b) for a, b in zip(lr.edges, rp.edges, strict=True)],
+    )
+
+
+def deliver(
+    comparison: Comparison,
+    leaves: Sequence[Tensor],
+    gradients: dict[str, Sequence[Tensor | None]],
+) -> dict[str, Any]:
+    """Keep the gradients of the estimators that are not in use, and send that of the one that is.
+
+    Args:
+        comparison: what keeps them.
+        leaves: samples and parameters.
+        gradients: by the estimator's name, what arrived at the leaves.
+    """
+    arrived: list[tuple[Tensor, Tensor]] = []
+    for name, found in gradients.items():
+        for leaf, gradient in zip(leaves, found, strict=True):
+            if gradient is None:
+                continue
+            if comparison.sends(name, leaf):
+                arrived.append((leaf, gradient))
+            else:
+                comparison.keep(name, leaf, gradient)
+    if not arrived:
+        return {}
+    return {
+        "outputs": Listed(*[leaf for leaf, _ in arrived]),
+        "grads": Listed(*[gradient for _, gradient in arrived]),
+    }
