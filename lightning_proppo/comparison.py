@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from lightning_proppo.accuracy import trace_of_covariance
 from lightning_proppo.graph import Pullback, is_cut
 from lightning_proppo.per_particle import Answers, ParameterUses, find_parameter_uses
-from lightning_proppo.per_particle.rollouts import RolloutGradients
+from lightning_proppo.per_particle.rollouts import PullBack, RememberingUses, RolloutGradients
 from lightning_proppo.per_particle.sketches import Signs
 
 STREAMS = ("RP", "LR", "TP")
@@ -81,7 +82,6 @@ class Comparison:
         self._cuts: set[int] = set()
         self._cotangents: dict[str, dict[int, Tensor]] = {name: {} for name in STREAMS}
         self._gradients: RolloutGradients | None = None
-        self._variances: dict[str, list[Tensor]] = {"RP": [], "LR": []}
         self._lr_weight: list[Tensor] = []
 
     # -- which estimators --------------------------------------------------------------------
@@ -148,27 +148,53 @@ class Comparison:
         self, outputs: Sequence[Tensor], leaves: Sequence[Tensor], particles: int
     ) -> ParameterUses:
         """Find where the parameters that variances are of enter a segment."""
-        chosen = [
-            leaf
-            for leaf in leaves
-            if not is_cut(leaf) and (self.chosen is None or self.chosen(leaf))
-        ]
-        return find_parameter_uses(outputs, chosen, particles)
+        chosen = [leaf for leaf in leaves if self._is_chosen(leaf)]
+        return RememberingUses(find_parameter_uses(outputs, chosen, particles))
 
-    def add(self, uses: ParameterUses, answers: dict[str, Answers]) -> None:
-        """Add what a segment contributes, by each estimator."""
-        if self._gradients is not None and uses.parameters:
-            self._gradients.add(uses, [answers.get(name) for name in self.names])
+    def _is_chosen(self, leaf: Tensor) -> bool:
+        return not is_cut(leaf) and (self.chosen is None or self.chosen(leaf))
 
-    def add_sample(
-        self, uses: ParameterUses, answers: dict[str, Answers], lr_weight: Tensor | None
+    def add_totals(self, leaves: Sequence[Tensor], found: Mapping[str, Sequence[Any]]) -> None:
+        """Add what arrived at leaves, by estimator; samples and other parameters are left out."""
+        if self._gradients is None:
+            return
+        places = [k for k, leaf in enumerate(leaves) if self._is_chosen(leaf)]
+        for name, gradients in found.items():
+            self._gradients.add_totals(
+                self.names.index(name),
+                [leaves[k] for k in places],
+                [gradients[k] for k in places],
+            )
+
+    def add(
+        self,
+        uses: ParameterUses,
+        pullbacks: Sequence[tuple[str, Answers, Mapping[str, Tensor | None]]],
+        lr_weight: Tensor | None = None,
+        sample: bool = True,
     ) -> None:
-        """Add what a sample contributes, and keep the variance of that."""
-        self.add(uses, answers)
-        shown = [name for name in self._variances if name in answers]
-        variances = uses.variances([answers[name] for name in shown])
-        for name, squares in zip(shown, variances, strict=True):
-            self._variances[name].append(trace_of_covariance(squares, uses.particles))
+        """Add what a segment contributes.
+
+        Args:
+            uses: how the chosen parameters enter it.
+            pullbacks: names, what autograd gave, and which estimators take a share of that.
+            lr_weight: TP's, at a sample.
+            sample: False for costs.
+        """
+        if self._gradients is None:
+            return
+        self._gradients.add(
+            uses,
+            [
+                PullBack(
+                    name,
+                    answers,
+                    [(self.names.index(n), w) for n, w in shares.items() if n in self.names],
+                )
+                for name, answers, shares in pullbacks
+            ],
+            sample,
+        )
         if lr_weight is not None:
             self._lr_weight.append(lr_weight)
 
@@ -194,9 +220,9 @@ class Comparison:
             gradients.particles,
             estimates,
             {
-                name: torch.stack(found[::-1]).double().cpu()
-                for name, found in self._variances.items()
-                if found and name not in self.missing
+                name: trace_of_covariance(found.flip(0), gradients.particles)
+                for name, found in gradients.variances_by_sample().items()
+                if name in ("RP", "LR") and name not in self.missing
             },
             torch.stack(self._lr_weight[::-1]).double().cpu()
             if self._lr_weight

@@ -7,12 +7,17 @@ the rollout's, :math:`\sum_i |\sum_t g_{it} - \bar g|^2`, is not the sum of thos
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_proppo.per_particle.contributions import (
+    PORTION,
     Contribution,
+    Dense,
+    EmbeddingRows,
     OuterProducts,
     portions,
     sum_dense,
@@ -20,8 +25,9 @@ from lightning_proppo.per_particle.contributions import (
 from lightning_proppo.per_particle.fallback import one_by_one, one_by_one_portions, warn_one_by_one
 from lightning_proppo.per_particle.plans import LEAF, Place
 from lightning_proppo.per_particle.registry import Operation
-from lightning_proppo.per_particle.sketches import ParameterSketch, Signs
+from lightning_proppo.per_particle.sketches import EXACT, ParameterSketch, Shares, Signs
 from lightning_proppo.per_particle.uses import Answers, ParameterUses
+from lightning_proppo.variances import scaled
 
 _SAME_ORDER = (
     "ViewBackward0",
@@ -35,6 +41,83 @@ _SAME_ORDER = (
     "CloneBackward0",
     "ToCopyBackward0",
 )
+
+
+@dataclass(frozen=True, eq=False)
+class PullBack:
+    """One pull-back through a segment, and what estimators take of it.
+
+    Attributes:
+        name: what it is called, e.g. "LR"; the same at every segment.
+        answers: what autograd gave.
+        shares: estimators by number, and their weight on it (None: one).
+    """
+
+    name: str
+    answers: Answers
+    shares: Shares
+
+
+class RememberingUses(ParameterUses):
+    """Parameter uses that compute what they are asked for again only once."""
+
+    def __init__(self, uses: ParameterUses) -> None:
+        super().__init__(uses.particles, uses.parameters, uses.graph, uses.plan, uses.unsupported)
+        # By ``id`` of the edges' cotangents, which are kept too, so that no other takes their id.
+        self._known_parts: dict[int, tuple[Any, list[Contribution | None]]] = {}
+        self._known_variances: dict[int, tuple[Any, Tensor]] = {}
+
+    def variances(self, sets: Sequence[Answers]) -> list[Tensor]:
+        """Return what :meth:`ParameterUses.variances` does."""
+        unknown = [answers for answers in sets if id(answers.edges) not in self._known_variances]
+        if unknown:
+            for answers, found in zip(unknown, super().variances(unknown), strict=True):
+                self._known_variances[id(answers.edges)] = (answers.edges, found)
+        return [self._known_variances[id(answers.edges)][1] for answers in sets]
+
+    def _contributions(self, sets: Sequence[Answers]) -> list[list[Contribution] | None]:
+        unknown = [answers for answers in sets if id(answers.edges) not in self._known_parts]
+        if unknown:
+            found = super()._contributions(unknown)
+            for number, answers in enumerate(unknown):
+                parts = [None if part is None else part[number] for part in found]
+                self._known_parts[id(answers.edges)] = (answers.edges, parts)
+        known = [self._known_parts[id(answers.edges)][1] for answers in sets]
+        whole: list[list[Contribution] | None] = []
+        for parts in zip(*known, strict=True):
+            some = next((part for part in parts if part is not None), None)
+            if some is None:
+                whole.append(None)
+                continue
+            whole.append([_zero(some) if part is None else part for part in parts])
+        return whole
+
+
+def _zero(like: Contribution) -> Contribution:
+    """Return contributions of nothing, in the kind of others."""
+    if isinstance(like, OuterProducts) and isinstance(like.left, Tensor):
+        return OuterProducts(torch.zeros_like(like.left), like.right)
+    if isinstance(like, OuterProducts) and isinstance(like.right, Tensor):
+        return OuterProducts(like.left, torch.zeros_like(like.right))
+    if isinstance(like, EmbeddingRows):
+        return EmbeddingRows(like.indices, torch.zeros_like(like.values), like.rows)
+    rows = like.dense(0, like.particles)
+    return Dense(torch.zeros_like(rows.flatten(1)))
+
+
+@dataclass
+class _Small:
+    """What particles contribute to a small parameter by one pull-back, at many segments.
+
+    Attributes:
+        rows: [P, n] each.
+        steps: the sample's number, or -1 for a cost.
+        shares: see :class:`PullBack`.
+    """
+
+    rows: list[Tensor] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    shares: list[Shares] = field(default_factory=list)
 
 
 class RolloutGradients:
@@ -60,53 +143,92 @@ class RolloutGradients:
         self.parameters: dict[int, Tensor] = {}
         self._sketches: dict[int, ParameterSketch] = {}
         self._apart: set[int] = set()
+        self._samples = 0
+        # Operations on small parameters take longer to start than to run: they wait for others.
+        self._small: dict[tuple[Any, ...], _Small] = {}
+        self._waiting = 0
+        self._by_sample: dict[str, dict[int, Tensor]] = {}
 
-    def add(self, uses: ParameterUses, sets: Sequence[Answers | None]) -> None:
+    def add_totals(self, number: int, leaves: Sequence[Tensor], found: Sequence[Any]) -> None:
+        """Add an estimator's gradients at leaves to its totals."""
+        totals = self.totals[number]
+        for parameter, total in zip(leaves, found, strict=True):
+            if total is None:
+                continue
+            key = id(parameter)
+            self.parameters[key] = parameter
+            total = total.to_dense() if total.layout != torch.strided else total
+            totals[key] = totals[key] + total if key in totals else total
+
+    def add(self, uses: ParameterUses, pullbacks: Sequence[PullBack], sample: bool) -> None:
         """Add what one segment contributes.
 
         Args:
             uses: how parameters enter the segment.
-            sets: one pull-back for each estimator; None for nothing.
+            pullbacks: one or several.
+            sample: whether it is a sample's, with variances of its own.
         """
-        for totals, answers in zip(self.totals, sets, strict=True):
-            if answers is None:
-                continue
-            for parameter, total in zip(uses.parameters, answers.totals, strict=True):
-                if total is not None:
-                    self._add_total(totals, parameter, total)
-        known = [number for number, answers in enumerate(sets) if answers is not None]
-        given = [answers for answers in sets if answers is not None]
-        if not given or self.particles < 2:
+        step = -1
+        if sample:
+            step, self._samples = self._samples, self._samples + 1
+        if self.particles < 2 or not uses.parameters:
             return
         if uses.unsupported:
-            self._add_one_by_one(uses, known, given)
+            if sample:
+                self._keep_variances(uses, pullbacks, step)
+            self._add_one_by_one(uses, pullbacks)
             return
-        parts = uses._contributions(given)
-        through = set(uses.plan.composite_entries)
-        for number, entries in uses.plan.plain:
+        plan = uses.plan
+        if sample and not _all_small(uses):
+            self._keep_variances(uses, pullbacks, step)
+            step = -1  # no need to find them another time
+        parts = uses._contributions([pullback.answers for pullback in pullbacks])
+        through = set(plan.composite_entries)
+        for number, entries in plan.plain:
             parameter = uses.parameters[number]
+            small = parameter.numel() <= EXACT
             for k in entries:
                 found = parts[k]
                 if found is None:
                     continue
-                turned = _turned(uses, uses.plan.entries[k].operand)
-                if turned:
-                    turned = True if all(_is_matrix(part) for part in found) else None
+                turned = _turned(uses, plan.entries[k].operand)
+                if turned and not all(_is_matrix(part) for part in found):
+                    turned = None
                 if turned is None:
                     through.add(k)
                     continue
-                whole: list[Contribution | None] = [None] * self.estimators
-                for place, part in zip(known, found, strict=True):
-                    if turned and isinstance(part, OuterProducts):
-                        part = OuterProducts(part.right, part.left)
-                    whole[place] = part
-                self._sketch(parameter).add(whole)
-        self._apart |= {id(uses.parameters[number]) for number, _ in uses.plan.apart}
+                if turned:
+                    found = [OuterProducts(part.right, part.left) for part in found]  # type: ignore[attr-defined]
+                if small:
+                    self._wait(parameter, pullbacks, found, step)
+                else:
+                    shared = [
+                        (part, pullback.shares)
+                        for part, pullback in zip(found, pullbacks, strict=True)
+                    ]
+                    self._sketch(parameter).add(shared)
+        if plan.apart:
+            self._apart |= {id(uses.parameters[number]) for number, _ in plan.apart}
         if through:
-            self._add_through(uses, known, parts, through)
+            self._add_through(uses, pullbacks, parts, through)
+
+    def variances_by_sample(self) -> dict[str, Tensor]:
+        r"""Return :math:`\sum_i |g_{it} - \bar g_t|^2` of samples, by pull-back, in float64.
+
+        In the order in which they were added. Pull-backs without samples are left out.
+        """
+        self._finish_small()
+        found = {}
+        for name, by_sample in self._by_sample.items():
+            values = torch.zeros(self._samples, dtype=torch.float64)
+            for step, value in by_sample.items():
+                values[step] = value
+            found[name] = values
+        return found
 
     def squares(self) -> list[Tensor]:
         r"""Return :math:`\sum_i |g_i - \bar g|^2` for each estimator, float64 scalars."""
+        self._finish_small()
         found = [torch.zeros((), dtype=torch.float64) for _ in range(self.estimators)]
         for key, sketch in self._sketches.items():
             parts = sketch.squares([totals.get(key) for totals in self.totals])
@@ -121,6 +243,7 @@ class RolloutGradients:
 
     def not_finite(self) -> list[int]:
         """Return, for each estimator, how many particles have a gradient that is not finite."""
+        self._finish_small()
         wrong = [torch.zeros(self.particles, dtype=torch.bool) for _ in range(self.estimators)]
         for sketch in self._sketches.values():
             for number, found in enumerate(sketch.not_finite()):
@@ -130,11 +253,56 @@ class RolloutGradients:
 
     # -- inner -------------------------------------------------------------------------------
 
-    def _add_total(self, totals: dict[int, Tensor], parameter: Tensor, total: Tensor) -> None:
-        key = id(parameter)
-        self.parameters[key] = parameter
-        total = total.to_dense() if total.layout != torch.strided else total
-        totals[key] = totals[key] + total if key in totals else total
+    def _keep_variances(
+        self, uses: ParameterUses, pullbacks: Sequence[PullBack], step: int
+    ) -> None:
+        """Find the variances of one sample at once."""
+        found = uses.variances([pullback.answers for pullback in pullbacks])
+        for pullback, value in zip(pullbacks, found, strict=True):
+            self._by_sample.setdefault(pullback.name, {})[step] = value
+
+    def _wait(
+        self,
+        parameter: Tensor,
+        pullbacks: Sequence[PullBack],
+        found: Sequence[Contribution],
+        step: int,
+    ) -> None:
+        """Put what particles contribute to a small parameter aside."""
+        self.parameters[id(parameter)] = parameter
+        for part, pullback in zip(found, pullbacks, strict=True):
+            takers = [number for number, _ in pullback.shares]
+            small = self._small.setdefault((id(parameter), pullback.name, *takers), _Small())
+            rows = part.dense(0, self.particles).flatten(1)
+            if step >= 0 and small.steps and small.steps[-1] == step:
+                small.rows[-1] = small.rows[-1] + rows
+                continue
+            small.rows.append(rows)
+            small.steps.append(step)
+            small.shares.append(pullback.shares)
+            self._waiting += rows.numel()
+        if self._waiting > PORTION:
+            self._finish_small()
+
+    def _finish_small(self) -> None:
+        """Add up what was put aside, all segments at once."""
+        for (key, name, *_), small in self._small.items():
+            rows = torch.stack(small.rows)  # [N, P, n]
+            sketch = self._sketch(self.parameters[key])
+            for place, (number, weight) in enumerate(small.shares[0]):
+                own = rows
+                if weight is not None:
+                    weights = torch.stack([shares[place][1] for shares in small.shares])  # type: ignore[misc]
+                    own = scaled(weights.reshape(-1, 1, 1), rows)
+                sketch.add_rows(own.sum(0), [(number, None)], 0, self.particles)
+            if small.steps[-1] >= 0:
+                wide = rows.double()
+                deviations = wide - wide.mean(1, keepdim=True)
+                squares = deviations.square().sum((1, 2))
+                kept = self._by_sample.setdefault(name, {})
+                for step, value in zip(small.steps, squares.unbind(), strict=True):
+                    kept[step] = kept[step] + value if step in kept else value
+        self._small, self._waiting = {}, 0
 
     def _sketch(self, parameter: Tensor) -> ParameterSketch:
         key = id(parameter)
@@ -147,7 +315,7 @@ class RolloutGradients:
     def _add_through(
         self,
         uses: ParameterUses,
-        known: Sequence[int],
+        pullbacks: Sequence[PullBack],
         parts: Sequence[list[Contribution] | None],
         through: set[int],
     ) -> None:
@@ -161,20 +329,20 @@ class RolloutGradients:
         parameters = [uses.parameters[k] for k in sorted({*uses.plan.composite, *plain})]
         each = sum(p.numel() for p in parameters)
         each += sum(use[0].size() for found in by_operand.values() for use in found)
-        for start, stop in portions(self.particles, each * len(known)):
-            for k, place in enumerate(known):
+        for start, stop in portions(self.particles, each * len(pullbacks)):
+            for k, pullback in enumerate(pullbacks):
                 operands = {
                     operand: sum_dense([use[k] for use in found], start, stop)
                     for operand, found in by_operand.items()
                 }
-                self._add_rows(place, parameters, uses._pull_through(operands, parameters), start)
+                gradients = uses._pull_through(operands, parameters)
+                self._add_rows(pullback, parameters, gradients, start)
 
-    def _add_one_by_one(
-        self, uses: ParameterUses, known: Sequence[int], given: Sequence[Answers]
-    ) -> None:
+    def _add_one_by_one(self, uses: ParameterUses, pullbacks: Sequence[PullBack]) -> None:
         """Pull each particle's cotangent back on its own."""
         warn_one_by_one(uses.unsupported or "")
-        for place, answers in zip(known, given, strict=True):
+        for pullback in pullbacks:
+            answers = pullback.answers
             pairs = [
                 (o, c)
                 for o, c in zip(answers.outputs, answers.cotangents, strict=True)
@@ -185,18 +353,31 @@ class RolloutGradients:
             outputs, cotangents = [o for o, _ in pairs], [c for _, c in pairs]
             for limits in one_by_one_portions(cotangents, uses.parameters, self.particles, 1):
                 rows = one_by_one(outputs, cotangents, uses.parameters, limits)
-                self._add_rows(place, uses.parameters, rows, limits[0])
+                self._add_rows(pullback, uses.parameters, rows, limits[0])
 
     def _add_rows(
         self,
-        place: int,
+        pullback: PullBack,
         parameters: Sequence[Tensor],
         gradients: Sequence[Tensor | None],
         start: int,
     ) -> None:
         for parameter, rows in zip(parameters, gradients, strict=True):
             if rows is not None:
-                self._sketch(parameter).add_rows(place, rows, start, start + rows.shape[0])
+                stop = start + rows.shape[0]
+                self._sketch(parameter).add_rows(rows, pullback.shares, start, stop)
+
+
+def _all_small(uses: ParameterUses) -> bool:
+    """Return whether rows of all parameters are put aside."""
+    plan = uses.plan
+    if plan.composite or plan.apart:
+        return False
+    return all(
+        uses.parameters[number].numel() <= EXACT
+        and all(_turned(uses, plan.entries[k].operand) is False for k in entries)
+        for number, entries in plan.plain
+    )
 
 
 def _is_matrix(part: Contribution) -> bool:

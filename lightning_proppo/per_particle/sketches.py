@@ -5,10 +5,10 @@ Norms of sums are not sums of norms, so :math:`\sum_i |g_i - \bar g|^2` needs th
 P copies of the parameter. A *sketch* needs much less: with random signs :math:`r_i` (independent
 for each particle), :math:`E |g_i r_i|^2 = |g_i|^2` where the matrix :math:`g_i` [m, n] is
 multiplied from its longer side. For a linear layer :math:`g_i = \sum_t b_{it} a_{it}^T`, so that
-:math:`g_i r_i = \sum_t b_{it} (a_{it} \cdot r_i)` costs :math:`P (m + n)` a use, less than the layer
-does. What the signs add to the error of the sum over particles is of the order of what P particles
-leave in it anyway, as each has signs of its own; K sketches divide it by K. Small parameters are
-kept as they are, without any such error.
+:math:`g_i r_i = \sum_t b_{it} (a_{it} \cdot r_i)` costs :math:`P (m + n)` a use, less than the
+layer does. What the signs add to the error of the sum over particles is of the order of what P
+particles leave in it anyway, as each has signs of its own; K sketches divide it by K. Small
+parameters are kept as they are, without any such error.
 """
 
 from __future__ import annotations
@@ -29,9 +29,13 @@ from lightning_proppo.per_particle.contributions import (
     same,
     take,
 )
+from lightning_proppo.variances import scaled
 
 # Parameters of at most so many elements are kept as they are.
 EXACT = 32
+
+# Estimators, by number, that take a share of a pull-back; None for all of it.
+Shares = Sequence[tuple[int, Tensor | None]]
 
 
 @dataclass
@@ -76,34 +80,32 @@ class ParameterSketch:
         self._random: Tensor | None = None
         self._sums: list[Tensor | None] = [None] * estimators
 
-    def add(self, parts: Sequence[Contribution | None]) -> None:
+    def add(self, parts: Sequence[tuple[Contribution, Shares]]) -> None:
         """Add one use of the parameter.
 
         Args:
-            parts: for each estimator what the particles contribute, of the parameter's elements in
-                their order; None for nothing.
+            parts: what the particles contribute, of the parameter's elements in their order, by
+                several pull-backs, and what the estimators take of each.
         """
-        known: list[tuple[Factor, Tensor]] = []  # products of factors that estimators share
-        for number, part in enumerate(parts):
-            if part is None:
-                continue
+        known: list[tuple[Factor, Tensor]] = []  # products of factors that pull-backs share
+        for part, shares in parts:
             if self._matrix is None:
                 self._choose(part)
             outer = isinstance(part, OuterProducts) and part.matrix == self._matrix
             if outer and not self.exact and self._multiplies != "table":
-                self._add_outer(number, part, known)  # type: ignore[arg-type]
+                self._add_outer(part, shares, known)  # type: ignore[arg-type]
             elif isinstance(part, EmbeddingRows) and self._multiplies == "table":
                 signs = self._signs(part.values)[part.indices]
-                self._sum(number, part.values).add_((part.values.mT @ signs).unsqueeze(1))
+                self._add((part.values.mT @ signs).unsqueeze(1), shares)
             else:
                 for start, stop in portions(self.particles, part.size()):
-                    self.add_rows(number, part.dense(start, stop), start, stop)
+                    self.add_rows(part.dense(start, stop), shares, start, stop)
 
-    def add_rows(self, number: int, rows: Tensor, start: int, stop: int) -> None:
+    def add_rows(self, rows: Tensor, shares: Shares, start: int, stop: int) -> None:
         """Add gradients [p, ...] of the particles from ``start`` to ``stop``."""
         if self._matrix is None:
             self._choose(Dense(rows.flatten(1)))
-        self._sum(number, rows)[start:stop] += self._multiplied(rows, start, stop)
+        self._add(self._multiplied(rows, start, stop), shares, start, stop)
 
     def squares(self, totals: Sequence[Tensor | None]) -> list[Tensor]:
         r"""Return :math:`\sum_i |g_i - \bar g|^2` for each estimator, float64 scalars.
@@ -152,6 +154,14 @@ class ParameterSketch:
         self._multiplies = "right" if n >= m else "left"
         self._random = self.signs.draw((self.particles, groups, max(m, n), self.copies), like)
 
+    def _add(
+        self, sketches: Tensor, shares: Shares, start: int = 0, stop: int | None = None
+    ) -> None:
+        """Add sketches to those of the estimators that take a share of them."""
+        for number, weight in shares:
+            sums = self._sum(number, sketches)[start:stop]
+            sums += sketches if weight is None else scaled(weight, sketches)
+
     def _sum(self, number: int, like: Tensor) -> Tensor:
         """Return an estimator's sketches, [P, n] exact ones or [P, G, m, K]."""
         have = self._sums[number]
@@ -170,7 +180,7 @@ class ParameterSketch:
         return self._random
 
     def _add_outer(
-        self, number: int, part: OuterProducts, known: list[tuple[Factor, Tensor]]
+        self, part: OuterProducts, shares: Shares, known: list[tuple[Factor, Tensor]]
     ) -> None:
         kept, multiplied = part.left, part.right
         if self._multiplies == "left":
@@ -184,12 +194,11 @@ class ParameterSketch:
                 pieces.append(x @ self._signs(x)[start:stop])
             scalars = pieces[0] if len(pieces) == 1 else torch.cat(pieces)  # [P, G, T, K]
             known.append((multiplied, scalars))
-        sums = self._sum(number, scalars)
         if scalars.shape[2] == 1 and isinstance(kept, Tensor):
-            sums.addcmul_(kept.mT, scalars)  # [P, G, m, 1] * [P, G, 1, K]
+            self._add(kept.mT * scalars, shares)  # [P, G, m, 1] * [P, G, 1, K]
             return
         for start, stop in limits:
-            sums[start:stop] += take(kept, start, stop).mT @ scalars[start:stop]
+            self._add(take(kept, start, stop).mT @ scalars[start:stop], shares, start, stop)
 
     def _multiplied(self, rows: Tensor, start: int, stop: int) -> Tensor:
         """Return the sketches of gradients [p or 1, ...]."""

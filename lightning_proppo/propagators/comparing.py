@@ -161,18 +161,24 @@ class ComparingBase(TPBase):
         seen = comparison.uses(outputs, leaves, losses.shape[0]) if recording else None
         weights: Weights | None = None
         if "TP" in ways:
-            pulled, weights = self._mixed(node, message, ways, leaves, seen)
+            pulled, gradients, weights = self._mixed(node, message, ways, leaves, seen)
             sent.update(k_counter=message.get("k_counter", 0) + 1, k_lr_k_rp=weights)
             if running is not None and comparison.used == "TP":
                 running.note("lr_weight", _mean_lr_weight([weights]))
         else:
-            pulled = {name: _pull(way, leaves, [], [seen]) for name, way in ways.items()}
-        shown = {name: pull for name, pull in pulled.items() if name in names}
+            pulled = [
+                (name, _pull(way, leaves, [], [seen]), {name: None}) for name, way in ways.items()
+            ]
+            gradients = {name: pull.leaves for name, pull, _ in pulled}
+        gradients = {name: found for name, found in gradients.items() if name in names}
         if seen is not None:
-            answers = {name: pull.answers(0, leaves, seen) for name, pull in shown.items()}
-            weight = None if weights is None else _mean_lr_weight([weights])
-            comparison.add_sample(seen, answers, weight)
-        sent.update(deliver(comparison, leaves, {n: pull.leaves for n, pull in shown.items()}))
+            comparison.add_totals(leaves, gradients)
+            comparison.add(
+                seen,
+                [(name, pull.answers(0, leaves, seen), shares) for name, pull, shares in pulled],
+                None if weights is None else _mean_lr_weight([weights]),
+            )
+        sent.update(deliver(comparison, leaves, gradients))
         return sent
 
     def _ways(self, node: Any, message: Any, names: Sequence[str]) -> dict[str, Pathway]:
@@ -213,8 +219,13 @@ class ComparingBase(TPBase):
         ways: dict[str, Pathway],
         leaves: Sequence[Tensor],
         seen: ParameterUses | None,
-    ) -> tuple[dict[str, _Pulled], Weights]:
-        """Pull all ways back, and mix LR's and RP's as TP does."""
+    ) -> tuple[list[_Shared], dict[str, Sequence[Tensor | None]], Weights]:
+        """Pull all ways back, and mix LR's and RP's as TP does.
+
+        Returns:
+            The pull-backs with their names and the estimators that take a share of each; each
+            estimator's gradients at the leaves; TP's weights.
+        """
         particles = message["local_loss"].shape[0]
         lr, rp = ways["LR"], ways["TP"]
         kept = (
@@ -230,17 +241,25 @@ class ComparingBase(TPBase):
             outputs = _distinct([*lr.outputs, *rp.outputs])
             uses = find_parameter_uses(outputs, parameters, particles) if parameters else None
         every = [seen, None if uses is seen else uses]
-        pulled = {"LR": _pull(lr, leaves, expanded, every)}
+        of_lr = _pull(lr, leaves, expanded, every)
+        gradients: dict[str, Sequence[Tensor | None]] = {"LR": of_lr.leaves}
+        pure = of_rp = None
         if "RP" in ways:
-            pulled["RP"] = _pull(ways["RP"], leaves, expanded, every)
+            pure = _pull(ways["RP"], leaves, expanded, every)
+            gradients["RP"] = pure.leaves
         if node["ivw_target"] == "node":
             weights = kept or _weights_at_node(node, lr, rp)
             mixed = _mixed_cotangents(weights, lr, rp)
             way = Pathway([*mixed["outputs"].get()], [*mixed["grads"].get()])
-            pulled["TP"] = _pull(way, leaves, [], every)
-            return pulled, weights
-        same = ways.get("RP") is rp
-        of_rp = pulled["RP"] if same else _pull(rp, leaves, expanded, every)
+            of_tp = _pull(way, leaves, [], every)
+            gradients["TP"] = of_tp.leaves
+            shared: list[_Shared] = [("LR", of_lr, {"LR": None}), ("TP", of_tp, {"TP": None})]
+            if pure is not None:
+                shared.append(("RP", pure, {"RP": None}))
+            return shared, gradients, weights
+        of_rp = pure if ways.get("RP") is rp and pure is not None else None
+        if of_rp is None:
+            of_rp = _pull(rp, leaves, expanded, every)
         if kept is None:
             position = 0 if uses is seen else 1
             answers = [
@@ -250,13 +269,21 @@ class ComparingBase(TPBase):
                     pull.expanded,
                     pull.edges[position] if uses is not None else [],
                 )
-                for pull in (pulled["LR"], of_rp)
+                for pull in (of_lr, of_rp)
             ]
             weights = self._weigh(node, uses, lr, rp, answers, None)
         else:
             weights = kept
-        pulled["TP"] = _mix(weights, pulled["LR"], of_rp)
-        return pulled, weights
+        k_lr, k_rp = weights
+        gradients["TP"] = mix(k_lr, of_lr.leaves, k_rp, of_rp.leaves)
+        shared = [("LR", of_lr, {"LR": None, "TP": k_lr})]
+        if of_rp is pure:
+            shared.append(("RP", of_rp, {"RP": None, "TP": k_rp}))
+        else:
+            shared.append(("RP, mixed", of_rp, {"TP": k_rp}))
+            if pure is not None:
+                shared.append(("RP", pure, {"RP": None}))
+        return shared, gradients, weights
 
 
 class ComparingLossBase(LossBase):
@@ -287,9 +314,10 @@ class ComparingLossBase(LossBase):
         seen = comparison.uses([costs], leaves, particles) if recording else None
         pull = _pull(Pathway([costs], [cotangent]), leaves, [], [seen])
         names = comparison.wanted(recording)
-        if seen is not None and seen.parameters:
+        if seen is not None:
+            comparison.add_totals(leaves, dict.fromkeys(names, pull.leaves))
             answers = pull.answers(0, leaves, seen)
-            comparison.add(seen, dict.fromkeys(names, answers))
+            comparison.add(seen, [("cost", answers, dict.fromkeys(names))], sample=False)
         del sent["outputs"], sent["grads"]
         return {**sent, **deliver(comparison, leaves, dict.fromkeys(names, pull.leaves))}
 
@@ -345,22 +373,7 @@ def _pull(
     return _Pulled(way, found[: len(leaves)], found[len(leaves) :][: len(expanded)], parts)
 
 
-def _mix(weights: Weights, lr: _Pulled, rp: _Pulled) -> _Pulled:
-    """Return the mixture of what two ways came to."""
-    k_lr, k_rp = weights
-    way = Pathway(
-        [*lr.way.outputs, *rp.way.outputs],
-        [
-            *mix(k_lr, lr.way.cotangents, k_rp, [None] * len(lr.way.cotangents)),  # type: ignore[list-item]
-            *mix(k_lr, [None] * len(rp.way.cotangents), k_rp, rp.way.cotangents),  # type: ignore[list-item]
-        ],
-    )
-    return _Pulled(
-        way,
-        mix(k_lr, lr.leaves, k_rp, rp.leaves),
-        [],
-        [mix(k_lr, a, k_rp, b) for a, b in zip(lr.edges, rp.edges, strict=True)],
-    )
+_Shared = tuple[str, _Pulled, dict[str, Tensor | None]]
 
 
 def deliver(
