@@ -71,7 +71,7 @@ class Comparison:
     used: str
     names: Sequence[str] = STREAMS
     chosen: Callable[[Tensor], bool] | None = None
-    copies: int = 4
+    copies: int = 1
     seed: int = 0
     missing: dict[str, str] = field(default_factory=dict)
 

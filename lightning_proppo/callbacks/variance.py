@@ -80,7 +80,7 @@ class VarianceMonitor(Callback):
         max_rp_ratio: float = 1e3,
         patience: int = 3,
         attribute: str = "manager",
-        sketches: int = 4,
+        sketches: int = 1,
     ) -> None:
         for name, value in (("every_n_steps", every_n_steps), ("sketches", sketches)):
             if not isinstance(value, int) or value < 1:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_proppo.per_particle.contributions import (
+    BLOCK,
     PORTION,
     Contribution,
     Dense,
@@ -23,11 +24,10 @@ from lightning_proppo.per_particle.contributions import (
     sum_dense,
 )
 from lightning_proppo.per_particle.fallback import one_by_one, one_by_one_portions, warn_one_by_one
-from lightning_proppo.per_particle.plans import LEAF, Place
+from lightning_proppo.per_particle.plans import LEAF, Place, Plan
 from lightning_proppo.per_particle.registry import Operation
 from lightning_proppo.per_particle.sketches import EXACT, ParameterSketch, Shares, Signs
 from lightning_proppo.per_particle.uses import Answers, ParameterUses
-from lightning_proppo.variances import scaled
 
 _SAME_ORDER = (
     "ViewBackward0",
@@ -147,6 +147,7 @@ class RolloutGradients:
         # Operations on small parameters take longer to start than to run: they wait for others.
         self._small: dict[tuple[Any, ...], _Small] = {}
         self._waiting = 0
+        self._known: dict[int, tuple[Plan, dict[int, bool | None]]] = {}
         self._by_sample: dict[str, dict[int, Tensor]] = {}
 
     def add_totals(self, number: int, leaves: Sequence[Tensor], found: Sequence[Any]) -> None:
@@ -179,19 +180,18 @@ class RolloutGradients:
             self._add_one_by_one(uses, pullbacks)
             return
         plan = uses.plan
-        if sample and not _all_small(uses):
+        if sample and not self._all_small(uses):
             self._keep_variances(uses, pullbacks, step)
             step = -1  # no need to find them another time
         parts = uses._contributions([pullback.answers for pullback in pullbacks])
         through = set(plan.composite_entries)
         for number, entries in plan.plain:
             parameter = uses.parameters[number]
-            small = parameter.numel() <= EXACT
             for k in entries:
                 found = parts[k]
                 if found is None:
                     continue
-                turned = _turned(uses, plan.entries[k].operand)
+                turned = self._turned(uses, k)
                 if turned and not all(_is_matrix(part) for part in found):
                     turned = None
                 if turned is None:
@@ -199,7 +199,7 @@ class RolloutGradients:
                     continue
                 if turned:
                     found = [OuterProducts(part.right, part.left) for part in found]  # type: ignore[attr-defined]
-                if small:
+                if parameter.numel() <= EXACT and parameter.numel() * self.particles <= BLOCK:
                     self._wait(parameter, pullbacks, found, step)
                 else:
                     shared = [
@@ -253,6 +253,26 @@ class RolloutGradients:
 
     # -- inner -------------------------------------------------------------------------------
 
+    def _turned(self, uses: ParameterUses, entry: int) -> bool | None:
+        """Return how the operand of an entry lies to its parameter; see :func:`_turned`."""
+        # Steps of a rollout have one plan in common.
+        known = self._known.setdefault(id(uses.plan), (uses.plan, {}))[1]
+        if entry not in known:
+            known[entry] = _turned(uses, uses.plan.entries[entry].operand)
+        return known[entry]
+
+    def _all_small(self, uses: ParameterUses) -> bool:
+        """Return whether rows of all parameters are put aside."""
+        plan = uses.plan
+        if plan.composite or plan.apart:
+            return False
+        return all(
+            uses.parameters[number].numel() <= EXACT
+            and uses.parameters[number].numel() * self.particles <= BLOCK
+            and all(self._turned(uses, k) is False for k in entries)
+            for number, entries in plan.plain
+        )
+
     def _keep_variances(
         self, uses: ParameterUses, pullbacks: Sequence[PullBack], step: int
     ) -> None:
@@ -290,11 +310,14 @@ class RolloutGradients:
             rows = torch.stack(small.rows)  # [N, P, n]
             sketch = self._sketch(self.parameters[key])
             for place, (number, weight) in enumerate(small.shares[0]):
-                own = rows
-                if weight is not None:
+                if weight is None:
+                    whole = rows.sum(0)
+                else:
                     weights = torch.stack([shares[place][1] for shares in small.shares])  # type: ignore[misc]
-                    own = scaled(weights.reshape(-1, 1, 1), rows)
-                sketch.add_rows(own.sum(0), [(number, None)], 0, self.particles)
+                    # What has infinities has a weight of zero, which is to silence them.
+                    silenced = rows.nan_to_num(0.0, 0.0, 0.0).flatten(1)
+                    whole = (weights.to(rows.dtype) @ silenced).reshape(rows.shape[1:])
+                sketch.add_rows(whole, [(number, None)], 0, self.particles)
             if small.steps[-1] >= 0:
                 wide = rows.double()
                 deviations = wide - wide.mean(1, keepdim=True)
@@ -366,18 +389,6 @@ class RolloutGradients:
             if rows is not None:
                 stop = start + rows.shape[0]
                 self._sketch(parameter).add_rows(rows, pullback.shares, start, stop)
-
-
-def _all_small(uses: ParameterUses) -> bool:
-    """Return whether rows of all parameters are put aside."""
-    plan = uses.plan
-    if plan.composite or plan.apart:
-        return False
-    return all(
-        uses.parameters[number].numel() <= EXACT
-        and all(_turned(uses, plan.entries[k].operand) is False for k in entries)
-        for number, entries in plan.plain
-    )
 
 
 def _is_matrix(part: Contribution) -> bool:

@@ -7,8 +7,8 @@ for each particle), :math:`E |g_i r_i|^2 = |g_i|^2` where the matrix :math:`g_i`
 multiplied from its longer side. For a linear layer :math:`g_i = \sum_t b_{it} a_{it}^T`, so that
 :math:`g_i r_i = \sum_t b_{it} (a_{it} \cdot r_i)` costs :math:`P (m + n)` a use, less than the
 layer does. What the signs add to the error of the sum over particles is of the order of what P
-particles leave in it anyway, as each has signs of its own; K sketches divide it by K. Small
-parameters are kept as they are, without any such error.
+particles leave in it anyway, as each has signs of its own; K sketches divide it by K. What is
+small, or comes row by row in any case (biases), is kept as it is, without any such error.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lightning_proppo.per_particle.contributions import (
+    PORTION,
     Contribution,
     Dense,
     EmbeddingRows,
@@ -29,7 +30,6 @@ from lightning_proppo.per_particle.contributions import (
     same,
     take,
 )
-from lightning_proppo.variances import scaled
 
 # Parameters of at most so many elements are kept as they are.
 EXACT = 32
@@ -121,8 +121,7 @@ class ParameterSketch:
             rows = sums.double()
             if total is not None:
                 # Centred before it is squared: the spread may be small beside the mean.
-                mean = total.detach().double().unsqueeze(0) / self.particles
-                rows = rows - self._multiplied(mean, 0, self.particles)
+                rows = rows - self._of_mean(total.detach().to(sums.dtype) / self.particles)
             square = rows.square().sum()
             found.append(square if self.exact else square / self.copies)
         return found
@@ -137,7 +136,8 @@ class ParameterSketch:
         """Choose how to keep contributions, by the first one."""
         elements = part.elements()
         like = part.dense(0, 1)
-        if elements <= EXACT:
+        rows = isinstance(part, Dense) and elements * self.particles <= PORTION
+        if elements <= EXACT or rows:
             self._matrix, self.exact = (1, 1, elements), True
             return
         if isinstance(part, EmbeddingRows):
@@ -160,7 +160,11 @@ class ParameterSketch:
         """Add sketches to those of the estimators that take a share of them."""
         for number, weight in shares:
             sums = self._sum(number, sketches)[start:stop]
-            sums += sketches if weight is None else scaled(weight, sketches)
+            if weight is None:
+                sums += sketches
+            else:
+                # What has infinities has a weight of zero, which is to silence them.
+                sums.addcmul_(sketches.nan_to_num(0.0, 0.0, 0.0), weight.to(sums.dtype))
 
     def _sum(self, number: int, like: Tensor) -> Tensor:
         """Return an estimator's sketches, [P, n] exact ones or [P, G, m, K]."""
@@ -200,8 +204,18 @@ class ParameterSketch:
         for start, stop in limits:
             self._add(take(kept, start, stop).mT @ scalars[start:stop], shares, start, stop)
 
+    def _of_mean(self, mean: Tensor) -> Tensor:
+        """Return the sketches that all particles would have with the mean gradient [...]."""
+        if self.exact or self._multiplies == "table":
+            return self._multiplied(mean.unsqueeze(0), 0, self.particles)
+        # As one product: a matrix with all particles' signs side by side.
+        matrices = mean.reshape(self._matrix)  # type: ignore[arg-type]
+        matrices = matrices if self._multiplies == "right" else matrices.mT
+        signs = self._signs(mean).permute(1, 2, 0, 3).flatten(2)  # [G, n, P * K]
+        return (matrices @ signs).unflatten(2, (self.particles, -1)).permute(2, 0, 1, 3)
+
     def _multiplied(self, rows: Tensor, start: int, stop: int) -> Tensor:
-        """Return the sketches of gradients [p or 1, ...]."""
+        """Return the sketches of gradients [p, ...]."""
         if self.exact:
             return rows.reshape(rows.shape[0], -1)
         matrices = rows.reshape(rows.shape[0], *self._matrix)  # type: ignore[misc]

@@ -260,6 +260,10 @@ class ComparingBase(TPBase):
         of_rp = pure if ways.get("RP") is rp and pure is not None else None
         if of_rp is None:
             of_rp = _pull(rp, leaves, expanded, every)
+        if kept is None and seen is not None and uses is seen:
+            # All at once, which they will be asked for one by one.
+            every_pull = [of_lr, of_rp] if pure in (None, of_rp) else [of_lr, of_rp, pure]
+            seen.variances([pull.answers(0, leaves, seen) for pull in every_pull])
         if kept is None:
             position = 0 if uses is seen else 1
             answers = [
