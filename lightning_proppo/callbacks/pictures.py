@@ -1,4 +1,4 @@
-"""The image of variances by time step and training step."""
+"""Images of variances and weights, time step of the rollout by training step."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+
+# RP's values may go through all of float64; colours stay within so much of LR's.
+_RANGE = 1e6
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,51 +28,64 @@ class Column:
     lr_weight: Tensor
 
 
-def draw_fronts(columns: Sequence[Column]) -> Any:
-    """Draw variances and weights, time step by training step, with a colour for each value.
+def draw_columns(columns: Sequence[Column]) -> dict[str, Any]:
+    """Draw an image each of RP's variance, LR's variance, and TP's weight on LR.
+
+    The *front* is drawn as a line: the last time step at which RP's part of the gradient is noisier
+    than LR's. Before it, back-propagation is of no use.
 
     Args:
         columns: at least one.
 
     Returns:
-        A matplotlib figure.
+        matplotlib figures by name; those without values are left out.
     """
-    from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
+    from matplotlib.colors import LogNorm, Normalize
 
-    rp, lr = (_table([c.variances.get(name) for c in columns]) for name in ("RP", "LR"))
-    weight = _table([c.lr_weight if len(c.lr_weight) else None for c in columns])
+    tables = {
+        "variance_RP": _table([c.variances.get("RP") for c in columns]),
+        "variance_LR": _table([c.variances.get("LR") for c in columns]),
+        "weight_on_LR": _table([c.lr_weight if len(c.lr_weight) else None for c in columns]),
+    }
+    rp, lr = tables["variance_RP"], tables["variance_LR"]
+    front = None if rp is None or lr is None else _front(rp, lr)
+    logarithmic = LogNorm(*_limits(rp, lr))
+    titles = {
+        "variance_RP": ("RP", "variance of a sample's part", logarithmic),
+        "variance_LR": ("LR", "variance of a sample's part", logarithmic),
+        "weight_on_LR": ("TP", "weight on LR (the rest is on RP)", Normalize(0, 1)),
+    }
     steps = np.array([column.step for column in columns])
-    panels = [(t, n) for t, n in ((rp, "RP: variance"), (lr, "LR: variance")) if t is not None]
-    shown = np.concatenate([t[np.isfinite(t) & (t > 0)] for t, _ in panels] or [np.ones(1)])
-    shown = shown if len(shown) else np.ones(1)
-    count = len(panels) + (weight is not None)
-    figure = Figure(figsize=(4.2 * max(count, 1) + 0.6, 3.8), layout="constrained")
-    axes = figure.subplots(1, max(count, 1), sharex=True, sharey=True, squeeze=False)[0]
-    edges = _edges(steps)
-    norm = LogNorm(*_limits(shown, lr))
-    image = None
-    for ax, (table, title) in zip(axes, panels, strict=False):
-        table = np.where(np.isposinf(table), norm.vmax * 10, table)
-        image = ax.pcolormesh(edges, np.arange(len(table) + 1), table, norm=norm, cmap="cividis")
-        ax.set_title(title)
-    if image is not None:
-        figure.colorbar(
-            image,
-            ax=list(axes[: len(panels)]),
-            extend="both",
-            label="variance of what the sample adds",
-        )
-    if weight is not None:
-        ax = axes[len(panels)]
-        image = ax.pcolormesh(
-            edges, np.arange(len(weight) + 1), weight, vmin=0, vmax=1, cmap="cividis"
-        )
-        ax.set_title("TP: weight on LR")
-        figure.colorbar(image, ax=ax, label="0: all RP, 1: all LR")
-    for ax in axes:
-        ax.set_xlabel("training step")
-    axes[0].set_ylabel("time step of the rollout")
+    return {
+        name: _draw(table, steps, front if name != "variance_LR" else None, *titles[name])
+        for name, table in tables.items()
+        if table is not None
+    }
+
+
+def _draw(table: Any, steps: Any, front: Any, title: str, label: str, norm: Any) -> Any:
+    """Draw one image."""
+    from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
+
+    # TensorBoard shows it about as wide as a hand: few, large letters.
+    figure = Figure(figsize=(5.0, 4.2), dpi=110, layout="constrained")
+    ax = figure.subplots()
+    shown = np.where(np.isposinf(table), np.finfo(float).max, table)
+    image = ax.pcolormesh(
+        _edges(steps), np.arange(len(table) + 1), shown, norm=norm, cmap="cividis"
+    )
+    if front is not None and np.isfinite(front).any():
+        outline = [withStroke(linewidth=3.5, foreground="black")]
+        ax.plot(steps, front, color="white", linewidth=1.5, path_effects=outline, label="front")
+        ax.legend(loc="upper right", fontsize=10)
+    extend = "neither" if norm.vmax == 1 and norm.vmin == 0 else "both"
+    bar = figure.colorbar(image, ax=ax, extend=extend)
+    bar.set_label(label, fontsize=12)
+    ax.set_title(title, fontsize=14)
+    ax.set_xlabel("training step", fontsize=12)
+    ax.set_ylabel("time step of the rollout", fontsize=12)
+    ax.set_ylim(0, len(table))
     return figure
 
 
@@ -85,6 +101,13 @@ def _table(columns: Sequence[Tensor | None]) -> Any:
     return table
 
 
+def _front(rp: Any, lr: Any) -> Any:
+    """Return, for each training step, behind which time step RP is noisier; NaN for none."""
+    noisier = ~(rp <= lr) & ~np.isnan(lr)
+    last = len(rp) - np.argmax(noisier[::-1], axis=0)
+    return np.where(noisier.any(axis=0), last, np.nan)
+
+
 def _edges(steps: Any) -> Any:
     """Return where columns begin and end."""
     if len(steps) == 1:
@@ -93,10 +116,14 @@ def _edges(steps: Any) -> Any:
     return np.concatenate([[2 * steps[0] - middles[0]], middles, [2 * steps[-1] - middles[-1]]])
 
 
-def _limits(shown: Any, lr: Any) -> tuple[float, float]:
-    """Return the colours' ends: around LR's values, for RP's may go through all of float64."""
-    if lr is None or not (np.isfinite(lr) & (lr > 0)).any():
-        return float(shown.min()), float(max(shown.max(), shown.min() * 10))
-    finite = lr[np.isfinite(lr) & (lr > 0)]
-    low, high = np.quantile(finite, 0.05) / 1e6, np.quantile(finite, 0.95) * 1e6
-    return float(max(low, shown.min())), float(min(high, max(shown.max(), finite.max() * 10)))
+def _limits(rp: Any, lr: Any) -> tuple[float, float]:
+    """Return the colours' ends, the same for RP and LR."""
+    known = [t[np.isfinite(t) & (t > 0)] for t in (rp, lr) if t is not None]
+    values = np.concatenate(known) if known else np.ones(0)
+    if not len(values):
+        return 1e-1, 1e1
+    low, high = values.min(), values.max()
+    if lr is not None and len(known[-1]):
+        middle = np.median(known[-1])
+        low, high = max(low, middle / _RANGE), min(high, middle * _RANGE)
+    return float(low), float(max(high, 10 * low))

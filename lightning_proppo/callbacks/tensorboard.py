@@ -9,18 +9,22 @@ from typing import Any
 
 import torch
 
-from lightning_proppo.callbacks.pictures import Column, draw_fronts
+from lightning_proppo.callbacks.pictures import Column, draw_columns
 from lightning_proppo.comparison import Findings
 
 # Training steps in the image; where there would be more, every other one is left out.
 _COLUMNS = 256
 # Of the time that passes, drawing during the training may take this share.
 _SHARE = 0.01
-_LOGARITHMIC = ("variance/", "particles_needed/")
+_LOGARITHMIC = ("variance/", "snr/", "particles_needed/", "gradient_norm/")
+# Another name than the images have: TensorBoard shows one kind of thing under one name.
+_HISTOGRAMS = "time_step_histograms"
+# So many bars TensorBoard draws; it would share more out among these unevenly.
+_BARS = 30
 
 
 def tensorboard_writers(trainer: Any) -> list[Any]:
-    """Return the writers of the Trainer's TensorBoard loggers, of either of Lightning's packages."""
+    """Return the writers of the Trainer's TensorBoard loggers, from either package of Lightning."""
     return [
         logger.experiment
         for logger in trainer.loggers
@@ -51,10 +55,10 @@ class TensorBoardPages:
 
         if names:
             charts = {
-                "variance, log10": "log10_variance",
-                "signal-to-noise ratio": "snr",
-                "particles needed for the accuracy of the one in use, log10": "log10_particles_needed",
-                "gradient norm": "gradient_norm",
+                "log10 of the variance": "log10_variance",
+                "log10 of the signal-to-noise ratio": "log10_snr",
+                "log10 of the particles needed": "log10_particles_needed",
+                "log10 of the gradient's norm": "log10_gradient_norm",
             }
             writer.add_custom_scalars(
                 {
@@ -106,9 +110,9 @@ class TensorBoardPages:
         if not writers or not self.columns or self._drawn == self._seen or (spare and dear):
             return
         start = time.monotonic()
-        for writer in writers:
-            figure = draw_fronts(self.columns)
-            writer.add_figure("by time step", figure, global_step=step)
+        for name, figure in draw_columns(self.columns).items():
+            for writer in writers:
+                writer.add_figure(f"by_time_step/{name}", figure, global_step=step, close=False)
         self._drawn = self._seen
         self._drew = time.monotonic()
         self._took = self._drew - start
@@ -121,23 +125,27 @@ class TensorBoardPages:
         for name, variances in findings.variances.items():
             shown = variances[(variances > 0) & variances.isfinite()].log10()
             if len(shown):
-                writer.add_histogram(f"log10_variance_by_time_step/{name}", shown, step)
+                writer.add_histogram(f"{_HISTOGRAMS}/log10_variance_{name}", shown, step)
         if len(findings.lr_weight):
-            _add_profile(writer, "lr_weight_by_time_step", findings.lr_weight, step)
+            _add_profile(writer, f"{_HISTOGRAMS}/weight_on_LR", findings.lr_weight, step)
 
 
 def _add_profile(writer: Any, tag: str, heights: torch.Tensor, step: int) -> None:
     """Write a histogram with a bar for each time step, as high as its value."""
+    length = float(len(heights))
     heights = torch.nan_to_num(heights)
-    places = torch.arange(len(heights), dtype=torch.float64)
+    if len(heights) > _BARS:
+        heights = torch.nn.functional.adaptive_avg_pool1d(heights.unsqueeze(0), _BARS)[0]
+    limits = torch.linspace(0, length, len(heights) + 1, dtype=torch.float64)
+    middles = (limits[1:] + limits[:-1]) / 2
     writer.add_histogram_raw(
         tag,
         min=0.0,
-        max=float(len(heights)),
+        max=length,
         num=float(heights.sum()),
-        sum=float((heights * places).sum()),
-        sum_squares=float((heights * places.square()).sum()),
-        bucket_limits=(places + 1).tolist(),
+        sum=float((heights * middles).sum()),
+        sum_squares=float((heights * middles.square()).sum()),
+        bucket_limits=limits[1:].tolist(),
         bucket_counts=heights.tolist(),
         global_step=step,
     )

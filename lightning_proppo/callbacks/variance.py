@@ -61,7 +61,7 @@ class VarianceMonitor(Callback):
         alarm: what happens when the gradient is noise: None for nothing, ``"warn"``, or ``"stop"``.
         min_snr: the alarm's threshold for the signal-to-noise ratio.
         max_rp_ratio: where RP is in use, its variance raises the alarm at so many times LR's.
-        patience: how many looks in a row must find it so.
+        patience: how many looks must find it so; the ratio is that of all of them together.
         attribute: the module's attribute that holds the manager.
         sketches: random projections of each particle's gradient at parameters of more than 32
             elements; more are more exact and cost more.
@@ -78,7 +78,7 @@ class VarianceMonitor(Callback):
         alarm: str | None = None,
         min_snr: float = 0.01,
         max_rp_ratio: float = 1e3,
-        patience: int = 3,
+        patience: int = 10,
         attribute: str = "manager",
         sketches: int = 1,
     ) -> None:
@@ -109,7 +109,9 @@ class VarianceMonitor(Callback):
 
     def _forget(self) -> None:
         self._due = 0
+        self.alarm.reset()
         self._comparison: Comparison | None = None
+        # A manager with the propagators that it is to get back.
         self._own: tuple[PropagationManager, Any, Any] | None = None
         self._gradients: dict[int, list[list[Tensor]]] = {}
         self._pages = TensorBoardPages()
@@ -223,7 +225,8 @@ class VarianceMonitor(Callback):
 
     def _give_back(self) -> None:
         if self._own is not None:
-            manager, manager.default_propagator, manager.loss_propagator = self._own
+            manager, sampler, loss = self._own
+            manager.default_propagator, manager.loss_propagator = sampler, loss
         self._own = self._comparison = None
 
     def _choose(self, pl_module: nn.Module) -> Callable[[Tensor], bool] | None:
@@ -296,7 +299,10 @@ class VarianceMonitor(Callback):
         if trainer.is_global_zero:
             writers = tensorboard_writers(trainer)
             self._pages.show(writers, self._step, findings, metrics)
-        self.alarm.check(trainer, self._step, of_used, variance if used == "RP" else {})
+        ratio = None
+        if used == "RP" and variance.get("LR", 0.0) > 0:
+            ratio = variance["RP"] / variance["LR"]
+        self._say(trainer, self.alarm.check(signal[used], variance[used], ratio))
 
     def _report_successive(self, trainer: Any, pl_module: Any) -> None:
         """Log what three successive gradients say."""
@@ -316,7 +322,15 @@ class VarianceMonitor(Callback):
             "gradient/not_finite": float(wrong),
         }
         self._log(trainer, of_used)
-        self.alarm.check(trainer, self._step, of_used, {})
+        self._say(trainer, self.alarm.check(squared_signal(square, variance), variance))
+
+    def _say(self, trainer: Any, found: Sequence[str]) -> None:
+        """Warn, and stop the training if that is wanted."""
+        for words in found:
+            stops = "stops the training" if self.alarm.action == "stop" else "warns"
+            rank_zero_warn(f"VarianceMonitor {stops} at step {self._step}: {words}")
+            if self.alarm.action == "stop":
+                trainer.should_stop = True
 
     def _log(self, trainer: Any, metrics: dict[str, float]) -> None:
         self.last = {name: value for name, value in metrics.items() if not math.isnan(value)}

@@ -83,14 +83,15 @@ class RememberingUses(ParameterUses):
                 parts = [None if part is None else part[number] for part in found]
                 self._known_parts[id(answers.edges)] = (answers.edges, parts)
         known = [self._known_parts[id(answers.edges)][1] for answers in sets]
-        whole: list[list[Contribution] | None] = []
-        for parts in zip(*known, strict=True):
-            some = next((part for part in parts if part is not None), None)
-            if some is None:
-                whole.append(None)
-                continue
-            whole.append([_zero(some) if part is None else part for part in parts])
-        return whole
+        return [_filled(parts) for parts in zip(*known, strict=True)]
+
+
+def _filled(parts: Sequence[Contribution | None]) -> list[Contribution] | None:
+    """Return all parts, with nothing for what is missing; None where there is none."""
+    some = next((part for part in parts if part is not None), None)
+    if some is None:
+        return None
+    return [_zero(some) if part is None else part for part in parts]
 
 
 def _zero(like: Contribution) -> Contribution:

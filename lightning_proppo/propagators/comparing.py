@@ -42,6 +42,8 @@ from lightning_proppo.propagators.tp import (
 )
 from lightning_proppo.variances import mix
 
+# What a comparison cuts at every sample, and lets collect cotangents, in any case.
+_NOT_OF_TP = ("detach", "requires_grad")
 _OF_LR = ("dist", "dist_class", "dist_params", "noise")
 
 
@@ -111,34 +113,31 @@ class ComparingBase(TPBase):
         self.comparison = comparison
         self.baseline = baseline
 
-    def forward_impl(
-        self,
-        x: Any,
-        node: Any = None,
-        detach: bool = True,
-        requires_grad: bool = False,
-        **kwargs: Any,
-    ) -> Any:
+    def forward_impl(self, x: Any, node: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Draw a sample [P, ...], keeping what each estimator needs.
 
         Args:
             x: the state to add noise to, or None with ``dist``.
             node: not used.
-            detach: an option of RP's, without a meaning here.
-            requires_grad: one of LR's, likewise.
-            **kwargs: options of :class:`TPBase`.
+            *args: none are given.
+            **kwargs: options of :class:`TPBase`; those that only RP or LR has are left out.
         """
-        del detach, requires_grad
+        kwargs = {name: value for name, value in kwargs.items() if name not in _NOT_OF_TP}
         comparison = self.comparison
         if comparison.used == "LR":
             given = {name: value for name, value in kwargs.items() if name in _OF_LR}
-            described = [given.get(name) for name in ("dist", "dist_class", "dist_params")]
-            dist = make_distribution(x, *described, "LR")
+            dist = make_distribution(
+                x,
+                given.get("dist"),
+                given.get("dist_class"),
+                given.get("dist_params"),
+                "LR",
+            )
             if not dist.has_rsample:
                 comparison.leave_out(("RP", "TP"), f"{family(dist)} has no reparameterized samples")
             if not (comparison.wants("RP") or comparison.wants("TP")):
                 return LRBase().forward_impl(x, node, **given)
-        made = super().forward_impl(x, node, **kwargs)
+        made = super().forward_impl(x, node, *args, **kwargs)
         comparison.own(made["output"])
         return made
 
