@@ -113,7 +113,8 @@ class Comparison:
     def leave_out(self, names: Sequence[str], reason: str) -> None:
         """Say why estimators cannot be looked at."""
         for name in names:
-            self.missing.setdefault(name, reason)
+            if name in self.names:
+                self.missing.setdefault(name, reason)
 
     # -- cotangents --------------------------------------------------------------------------
 

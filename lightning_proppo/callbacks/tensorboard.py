@@ -54,16 +54,21 @@ class TensorBoardPages:
         from torch.utils.tensorboard.summary import hparams
 
         if names:
+            # Lines of one run have one colour; TensorBoard marks them in this order.
+            marks = ", ".join(f"{mark} {name}" for mark, name in zip("■◆▲", names, strict=False))
             charts = {
-                "log10 of the variance": "log10_variance",
-                "log10 of the signal-to-noise ratio": "log10_snr",
-                "log10 of the particles needed": "log10_particles_needed",
-                "log10 of the gradient's norm": "log10_gradient_norm",
+                "variance": "log10_variance",
+                "signal-to-noise ratio": "log10_snr",
+                "particles needed": "log10_particles_needed",
+                "gradient norm": "log10_gradient_norm",
             }
             writer.add_custom_scalars(
                 {
                     "Gradient estimators": {
-                        title: ["Multiline", [f"{tag}/{name}" for name in names]]
+                        f"log10 of {title}: {marks}": [
+                            "Multiline",
+                            [f"{tag}/{name}" for name in names],
+                        ]
                         for title, tag in charts.items()
                     }
                 }

@@ -109,6 +109,7 @@ class VarianceMonitor(Callback):
 
     def _forget(self) -> None:
         self._due = 0
+        self._incomparable = False  # what was found to be so in a rollout
         self.alarm.reset()
         self._comparison: Comparison | None = None
         # A manager with the propagators that it is to get back.
@@ -215,6 +216,8 @@ class VarianceMonitor(Callback):
 
     def _used(self, manager: PropagationManager) -> str | None:
         """Return the estimator in use, if it is one that can be compared."""
+        if self._incomparable:
+            return None
         return comparable(manager.default_propagator, manager.loss_propagator)
 
     def _compared(self, used: str) -> list[str]:
@@ -264,7 +267,12 @@ class VarianceMonitor(Callback):
         self, trainer: Any, pl_module: Any, comparison: Comparison, findings: Findings
     ) -> None:
         """Log what was found in a rollout."""
+        for name, reason in findings.missing.items():
+            _warn_once(f"VarianceMonitor cannot compare {name}: {reason}.")
         names = list(findings.estimates)
+        if comparison.used not in names:
+            self._incomparable = True
+            return
         estimates = findings.estimates.values()
         numbers = [
             *(e.variance / trainer.world_size for e in estimates),
@@ -293,8 +301,6 @@ class VarianceMonitor(Callback):
             "gradient/norm": metrics[f"gradient_norm/{used}"],
             "gradient/not_finite": metrics[f"not_finite/{used}"],
         }
-        for name, reason in findings.missing.items():
-            _warn_once(f"VarianceMonitor cannot compare {name}: {reason}.")
         self._log(trainer, {**of_used, **metrics})
         if trainer.is_global_zero:
             writers = tensorboard_writers(trainer)
@@ -309,7 +315,8 @@ class VarianceMonitor(Callback):
         del pl_module
         self._due = self._next(self._step)
         found = [kept for kept in self._gradients.values() if len(kept) == _SUCCESSIVE]
-        self._gradients = {}
+        if self._due - self._step >= _SUCCESSIVE:
+            self._gradients = {}  # none of them will be among the next ones
         if not found:
             return
         variance = sum(variance_of_successive(kept) for kept in found)

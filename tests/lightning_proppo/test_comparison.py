@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, Independent, MultivariateNormal, Normal
+from torch.distributions import Normal
 
 from lightning_proppo import PropagationManager
 from lightning_proppo.comparison import STREAMS, Comparison, Findings
 from lightning_proppo.per_particle import rollouts, sketches
-from lightning_proppo.propagators import LRProp, PauseProp, TotalProp, make_estimator
+from lightning_proppo.propagators import TotalProp
 from lightning_proppo.propagators.comparing import comparable, comparing_propagators
 from proppo_envs import ChaoticRNN
 
