@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_proppo.accuracy import trace_of_covariance
+from lightning_proppo.accuracy import squared_norm, trace_of_covariance
 from lightning_proppo.graph import Pullback, is_cut
 from lightning_proppo.per_particle import Answers, ParameterUses, find_parameter_uses
 from lightning_proppo.per_particle.rollouts import PullBack, RememberingUses, RolloutGradients
@@ -155,22 +155,12 @@ class Comparison:
     def _is_chosen(self, leaf: Tensor) -> bool:
         return not is_cut(leaf) and (self.chosen is None or self.chosen(leaf))
 
-    def add_totals(self, leaves: Sequence[Tensor], found: Mapping[str, Sequence[Any]]) -> None:
-        """Add what arrived at leaves, by estimator; samples and other parameters are left out."""
-        if self._gradients is None:
-            return
-        places = [k for k, leaf in enumerate(leaves) if self._is_chosen(leaf)]
-        for name, gradients in found.items():
-            self._gradients.add_totals(
-                self.names.index(name),
-                [leaves[k] for k in places],
-                [gradients[k] for k in places],
-            )
-
     def add(
         self,
         uses: ParameterUses,
         pullbacks: Sequence[tuple[str, Answers, Mapping[str, Tensor | None]]],
+        leaves: Sequence[Tensor],
+        found: Mapping[str, Sequence[Any]],
         lr_weight: Tensor | None = None,
         sample: bool = True,
     ) -> None:
@@ -179,23 +169,29 @@ class Comparison:
         Args:
             uses: how the chosen parameters enter it.
             pullbacks: names, what autograd gave, and which estimators take a share of that.
+            leaves: what the segment reaches.
+            found: by estimator, what arrived there.
             lr_weight: TP's, at a sample.
             sample: False for costs.
         """
-        if self._gradients is None:
+        gradients = self._gradients
+        if gradients is None:
             return
-        self._gradients.add(
+        numbers = {name: number for number, name in enumerate(self.names)}
+        gradients.add(
             uses,
             [
                 PullBack(
-                    name,
-                    answers,
-                    [(self.names.index(n), w) for n, w in shares.items() if n in self.names],
+                    name, answers, [(numbers[n], w) for n, w in shares.items() if n in numbers]
                 )
                 for name, answers, shares in pullbacks
             ],
             sample,
         )
+        places = [k for k, leaf in enumerate(leaves) if self._is_chosen(leaf)]
+        chosen = [leaves[k] for k in places]
+        for name, arrived in found.items():
+            gradients.add_totals(numbers[name], chosen, [arrived[k] for k in places])
         if lr_weight is not None:
             self._lr_weight.append(lr_weight)
 
@@ -208,14 +204,14 @@ class Comparison:
             self.leave_out(("RP", "TP"), "the costs have no gradient")
         estimates: dict[str, Estimate] = {}
         wrong = gradients.not_finite()
-        for name, squares, totals, not_finite in zip(
-            self.names, gradients.squares(), gradients.totals, wrong, strict=True
+        for number, (name, squares, not_finite) in enumerate(
+            zip(self.names, gradients.squares(), wrong, strict=True)
         ):
             if name in self.missing:
                 continue
-            norm = sum((g.double().square().sum() for g in totals.values()), torch.zeros(()))
+            norm = squared_norm(list(gradients.totals(number).values()))
             estimates[name] = Estimate(
-                float(trace_of_covariance(squares, gradients.particles)), float(norm), not_finite
+                float(trace_of_covariance(squares, gradients.particles)), norm, not_finite
             )
         return Findings(
             gradients.particles,

@@ -130,9 +130,6 @@ class RolloutGradients:
         copies: K, sketches of each parameter that is not small.
         signs: where random signs come from.
 
-    Attributes:
-        totals: for each estimator, the gradient by ``id`` of the parameter.
-        parameters: the parameters, by ``id``.
     """
 
     def __init__(self, estimators: int, particles: int, copies: int, signs: Signs) -> None:
@@ -140,10 +137,11 @@ class RolloutGradients:
         self.particles = particles
         self.copies = copies
         self.signs = signs
-        self.totals: list[dict[int, Tensor]] = [{} for _ in range(estimators)]
-        self.parameters: dict[int, Tensor] = {}
+        self._totals: list[dict[int, Tensor]] = [{} for _ in range(estimators)]
+        self._parameters: dict[int, Tensor] = {}
         self._sketches: dict[int, ParameterSketch] = {}
         self._apart: set[int] = set()
+        self._told_by_rows: set[int] = set()
         self._samples = 0
         # Operations on small parameters take longer to start than to run: they wait for others.
         self._small: dict[tuple[Any, ...], _Small] = {}
@@ -152,15 +150,25 @@ class RolloutGradients:
         self._by_sample: dict[str, dict[int, Tensor]] = {}
 
     def add_totals(self, number: int, leaves: Sequence[Tensor], found: Sequence[Any]) -> None:
-        """Add an estimator's gradients at leaves to its totals."""
-        totals = self.totals[number]
+        """Add an estimator's gradients at leaves to its totals, after :meth:`add`."""
+        totals = self._totals[number]
         for parameter, total in zip(leaves, found, strict=True):
-            if total is None:
-                continue
             key = id(parameter)
-            self.parameters[key] = parameter
+            if total is None or key in self._told_by_rows:
+                continue
+            self._parameters[key] = parameter
             total = total.to_dense() if total.layout != torch.strided else total
             totals[key] = totals[key] + total if key in totals else total
+
+    def totals(self, number: int) -> dict[int, Tensor]:
+        """Return an estimator's gradient, flat, by ``id`` of the parameter."""
+        self._finish_small()
+        found = {key: total.flatten() for key, total in self._totals[number].items()}
+        for key, sketch in self._sketches.items():
+            total = sketch.total(number)
+            if total is not None:
+                found[key] = total
+        return found
 
     def add(self, uses: ParameterUses, pullbacks: Sequence[PullBack], sample: bool) -> None:
         """Add what one segment contributes.
@@ -229,16 +237,16 @@ class RolloutGradients:
 
     def squares(self) -> list[Tensor]:
         r"""Return :math:`\sum_i |g_i - \bar g|^2` for each estimator, float64 scalars."""
-        self._finish_small()
+        totals = [self.totals(number) for number in range(self.estimators)]
         found = [torch.zeros((), dtype=torch.float64) for _ in range(self.estimators)]
         for key, sketch in self._sketches.items():
-            parts = sketch.squares([totals.get(key) for totals in self.totals])
+            parts = sketch.squares([own.get(key) for own in totals])
             found = [x + y.to(x.device) for x, y in zip(found, parts, strict=True)]
         for key in self._apart - set(self._sketches):
             # Each particle has elements of its own, so the squares are those of the total.
-            for number, totals in enumerate(self.totals):
-                if key in totals:
-                    square = totals[key].double().square().sum() * (1 - 1 / self.particles)
+            for number, own in enumerate(totals):
+                if key in own:
+                    square = own[key].double().square().sum() * (1 - 1 / self.particles)
                     found[number] = found[number] + square.to(found[number].device)
         return found
 
@@ -290,7 +298,8 @@ class RolloutGradients:
         step: int,
     ) -> None:
         """Put what particles contribute to a small parameter aside."""
-        self.parameters[id(parameter)] = parameter
+        self._parameters[id(parameter)] = parameter
+        self._told_by_rows.add(id(parameter))
         for part, pullback in zip(found, pullbacks, strict=True):
             takers = [number for number, _ in pullback.shares]
             small = self._small.setdefault((id(parameter), pullback.name, *takers), _Small())
@@ -309,7 +318,7 @@ class RolloutGradients:
         """Add up what was put aside, all segments at once."""
         for (key, name, *_), small in self._small.items():
             rows = torch.stack(small.rows)  # [N, P, n]
-            sketch = self._sketch(self.parameters[key])
+            sketch = self._sketch(self._parameters[key])
             for place, (number, weight) in enumerate(small.shares[0]):
                 if weight is None:
                     whole = rows.sum(0)

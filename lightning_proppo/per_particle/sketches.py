@@ -126,6 +126,11 @@ class ParameterSketch:
             found.append(square if self.exact else square / self.copies)
         return found
 
+    def total(self, number: int) -> Tensor | None:
+        """Return an estimator's gradient, flat, of a parameter that is kept as it is; else None."""
+        sums = self._sums[number]
+        return sums.sum(0) if self.exact and sums is not None else None
+
     def not_finite(self) -> list[Tensor | None]:
         """Return, for each estimator, which particles have values that are not finite: [P]."""
         return [None if sums is None else ~sums.flatten(1).isfinite().all(1) for sums in self._sums]

@@ -158,12 +158,13 @@ class ComparingBase(TPBase):
         outputs = _distinct([output for way in ways.values() for output in way.outputs])
         leaves = (running.index if running is not None else LeafIndex()).leaves(outputs)
         seen = comparison.uses(outputs, leaves, losses.shape[0]) if recording else None
-        weights: Weights | None = None
+        weight: Tensor | None = None
         if "TP" in ways:
             pulled, gradients, weights = self._mixed(node, message, ways, leaves, seen)
+            weight = _mean_lr_weight([weights])
             sent.update(k_counter=message.get("k_counter", 0) + 1, k_lr_k_rp=weights)
             if running is not None and comparison.used == "TP":
-                running.note("lr_weight", _mean_lr_weight([weights]))
+                running.note("lr_weight", weight)
         else:
             pulled = [
                 (name, _pull(way, leaves, [], [seen]), {name: None}) for name, way in ways.items()
@@ -171,11 +172,12 @@ class ComparingBase(TPBase):
             gradients = {name: pull.leaves for name, pull, _ in pulled}
         gradients = {name: found for name, found in gradients.items() if name in names}
         if seen is not None:
-            comparison.add_totals(leaves, gradients)
             comparison.add(
                 seen,
                 [(name, pull.answers(0, leaves, seen), shares) for name, pull, shares in pulled],
-                None if weights is None else _mean_lr_weight([weights]),
+                leaves,
+                gradients,
+                weight,
             )
         sent.update(deliver(comparison, leaves, gradients))
         return sent
@@ -318,9 +320,11 @@ class ComparingLossBase(LossBase):
         pull = _pull(Pathway([costs], [cotangent]), leaves, [], [seen])
         names = comparison.wanted(recording)
         if seen is not None:
-            comparison.add_totals(leaves, dict.fromkeys(names, pull.leaves))
             answers = pull.answers(0, leaves, seen)
-            comparison.add(seen, [("cost", answers, dict.fromkeys(names))], sample=False)
+            arrived = dict.fromkeys(names, pull.leaves)
+            comparison.add(
+                seen, [("cost", answers, dict.fromkeys(names))], leaves, arrived, sample=False
+            )
         del sent["outputs"], sent["grads"]
         return {**sent, **deliver(comparison, leaves, dict.fromkeys(names, pull.leaves))}
 

@@ -77,7 +77,7 @@ def compare(
 
 def gradient_of(comparison: Comparison, name: str, parameters: Sequence[Tensor]) -> Tensor:
     """Return an estimator's batch-mean gradient, flat."""
-    totals = comparison._gradients.totals[comparison.names.index(name)]
+    totals = comparison._gradients.totals(comparison.names.index(name))
     return torch.cat([totals[id(p)].flatten() for p in parameters])
 
 
@@ -250,12 +250,12 @@ def test_small_parameters_are_without_an_error(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(module, "EXACT", 1000)
     walker = Walker(particles=20)
     torch.manual_seed(9)
-    findings, comparison, _ = compare(walker, "TP")
+    findings, comparison, gradient = compare(walker, "TP")
     for name, rows in zip(("RP", "LR"), by_hand(walker, 9), strict=True):
         expected = rows.var(0).sum() / walker.particles
         assert findings.estimates[name].variance == pytest.approx(float(expected), rel=1e-9)
     # TP's: at least the particles' contributions add up to its gradient.
-    gradients = comparison._gradients
-    for key, sketch in gradients._sketches.items():
-        for sums, totals in zip(sketch._sums, gradients.totals, strict=True):
-            torch.testing.assert_close(sums.sum(0), totals[key].flatten())
+    sketches_of = comparison._gradients._sketches
+    for parameter, total in zip(walker.parameters, gradient, strict=True):
+        sums = sketches_of[id(parameter)]._sums[comparison.names.index("TP")]
+        torch.testing.assert_close(sums.sum(0), total.flatten())

@@ -135,7 +135,7 @@ def gather(module: nn.Module, made: Any, copies: int, seed: int = 0) -> RolloutG
     gradients = RolloutGradients(2, P, copies, Signs(seed))
     for number, (output, cotangents) in enumerate(made):
         uses = RememberingUses(find_parameter_uses([output], parameters, P))
-        pullbacks = []
+        pullbacks, arrived = [], []
         k = torch.tensor(0.25 * (number + 1), dtype=torch.float64)
         for name, cotangent, shares in (
             ("first", cotangents[0], [(0, None), (1, k)]),
@@ -149,9 +149,11 @@ def gather(module: nn.Module, made: Any, copies: int, seed: int = 0) -> RolloutG
                 scaled = [
                     None if t is None else t if weight is None else weight * t for t in totals
                 ]
-                gradients.add_totals(place, parameters, scaled)
+                arrived.append((place, scaled))
         with torch.no_grad():
             gradients.add(uses, pullbacks, sample=True)
+        for place, scaled in arrived:
+            gradients.add_totals(place, parameters, scaled)
     return gradients
 
 
