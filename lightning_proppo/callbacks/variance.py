@@ -277,20 +277,20 @@ class VarianceMonitor(Callback):
         numbers = [
             *(e.variance / trainer.world_size for e in estimates),
             *(squared_signal(e.squared_norm, e.variance) for e in estimates),
-            *(e.squared_norm for e in estimates),
             *(float(e.not_finite) for e in estimates),
         ]
         numbers = _mean_over_ranks(trainer, pl_module, numbers)
         size = len(names)
-        columns = [dict(zip(names, numbers[k * size :], strict=False)) for k in range(4)]
-        variance, signal, square, wrong = columns
+        columns = [dict(zip(names, numbers[k * size :], strict=False)) for k in range(3)]
+        variance, signal, wrong = columns
         used = comparison.used
         particles = findings.particles * trainer.world_size
         metrics: dict[str, float] = {}
         for name in names:
             metrics[f"variance/{name}"] = variance[name]
             metrics[f"snr/{name}"] = signal_to_noise(signal[name], variance[name])
-            metrics[f"gradient_norm/{name}"] = math.sqrt(max(square[name], 0.0))
+            # With one rank the signal's estimate is what was subtracted from, and this its norm.
+            metrics[f"gradient_norm/{name}"] = math.sqrt(max(signal[name] + variance[name], 0.0))
             metrics[f"particles_needed/{name}"] = particles_needed(
                 particles, variance[used], variance[name]
             )
