@@ -168,8 +168,7 @@ class ParameterSketch:
             if weight is None:
                 sums += sketches
             else:
-                # What has infinities has a weight of zero, which is to silence them.
-                sums.addcmul_(sketches.nan_to_num(0.0, 0.0, 0.0), weight.to(sums.dtype))
+                sums.addcmul_(_silenced(sketches), weight.to(sums.dtype))
 
     def _sum(self, number: int, like: Tensor) -> Tensor:
         """Return an estimator's sketches, [P, n] exact ones or [P, G, m, K]."""
@@ -200,11 +199,22 @@ class ParameterSketch:
             pieces = []
             for start, stop in limits:
                 x = take(multiplied, start, stop)
-                pieces.append(x @ self._signs(x)[start:stop])
+                signs = self._signs(x)[start:stop]
+                if x.shape[2] == signs.shape[3] == 1:  # many products of two small vectors
+                    pieces.append((x * signs.mT).sum(3, keepdim=True))
+                else:
+                    pieces.append(x @ signs)
             scalars = pieces[0] if len(pieces) == 1 else torch.cat(pieces)  # [P, G, T, K]
             known.append((multiplied, scalars))
         if scalars.shape[2] == 1 and isinstance(kept, Tensor):
-            self._add(kept.mT * scalars, shares)  # [P, G, m, 1] * [P, G, 1, K]
+            column = kept.mT  # [P, G, m, 1], for [P, G, 1, K]
+            for number, weight in shares:
+                sums = self._sum(number, scalars)
+                if weight is None:
+                    sums.addcmul_(column, scalars)
+                else:
+                    weighted = _silenced(scalars) * weight.to(scalars.dtype)
+                    sums.addcmul_(_silenced(column), weighted)
             return
         for start, stop in limits:
             self._add(take(kept, start, stop).mT @ scalars[start:stop], shares, start, stop)
@@ -228,3 +238,8 @@ class ParameterSketch:
         if self._multiplies == "table":
             return matrices.mT @ signs
         return (matrices if self._multiplies == "right" else matrices.mT) @ signs[start:stop]
+
+
+def _silenced(x: Tensor) -> Tensor:
+    """Return x without infinities: what has any has a weight of zero, which is to silence them."""
+    return x.nan_to_num(0.0, 0.0, 0.0)
