@@ -230,8 +230,7 @@ class RolloutGradients:
         found = {}
         for name, by_sample in self._by_sample.items():
             values = torch.zeros(self._samples, dtype=torch.float64)
-            for step, value in by_sample.items():
-                values[step] = value
+            values[list(by_sample)] = torch.stack([*by_sample.values()]).double().cpu()
             found[name] = values
         return found
 
