@@ -77,6 +77,7 @@ class Comparison:
 
     def __post_init__(self) -> None:
         self.names = [name for name in STREAMS if name in self.names or name == self.used]
+        self._numbers = {name: number for number, name in enumerate(self.names)}
         self.differentiable = False  # whether a cost has had a gradient
         self._pass: Pullback | None = None
         self._cuts: set[int] = set()
@@ -177,7 +178,7 @@ class Comparison:
         gradients = self._gradients
         if gradients is None:
             return
-        numbers = {name: number for number, name in enumerate(self.names)}
+        numbers = self._numbers
         gradients.add(
             uses,
             [

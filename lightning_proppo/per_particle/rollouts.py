@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from lightning_proppo.per_particle.contributions import (
     BLOCK,
@@ -66,6 +67,14 @@ class RememberingUses(ParameterUses):
         # By ``id`` of the edges' cotangents, which are kept too, so that no other takes their id.
         self._known_parts: dict[int, tuple[Any, list[Contribution | None]]] = {}
         self._known_variances: dict[int, tuple[Any, Tensor]] = {}
+        self._edges: list[GradientEdge] | None = None
+
+    @property
+    def edges(self) -> list[GradientEdge]:
+        """Return what :attr:`ParameterUses.edges` is."""
+        if self._edges is None:
+            self._edges = super().edges
+        return self._edges
 
     def variances(self, sets: Sequence[Answers]) -> list[Tensor]:
         """Return what :meth:`ParameterUses.variances` does."""

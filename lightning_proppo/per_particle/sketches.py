@@ -167,8 +167,12 @@ class ParameterSketch:
             sums = self._sum(number, sketches)[start:stop]
             if weight is None:
                 sums += sketches
-            else:
+                continue
+            value = _known(weight)
+            if value is None:
                 sums.addcmul_(_silenced(sketches), weight.to(sums.dtype))
+            elif value:
+                sums.add_(sketches, alpha=value)
 
     def _sum(self, number: int, like: Tensor) -> Tensor:
         """Return an estimator's sketches, [P, n] exact ones or [P, G, m, K]."""
@@ -210,11 +214,12 @@ class ParameterSketch:
             column = kept.mT  # [P, G, m, 1], for [P, G, 1, K]
             for number, weight in shares:
                 sums = self._sum(number, scalars)
-                if weight is None:
-                    sums.addcmul_(column, scalars)
-                else:
-                    weighted = _silenced(scalars) * weight.to(scalars.dtype)
+                value = 1.0 if weight is None else _known(weight)
+                if value is None:
+                    weighted = _silenced(scalars) * weight.to(scalars.dtype)  # type: ignore[union-attr]
                     sums.addcmul_(_silenced(column), weighted)
+                elif value:
+                    sums.addcmul_(column, scalars, value=value)
             return
         for start, stop in limits:
             self._add(take(kept, start, stop).mT @ scalars[start:stop], shares, start, stop)
@@ -238,6 +243,11 @@ class ParameterSketch:
         if self._multiplies == "table":
             return matrices.mT @ signs
         return (matrices if self._multiplies == "right" else matrices.mT) @ signs[start:stop]
+
+
+def _known(weight: Tensor) -> float | None:
+    """Return a weight's value, where it need not be waited for."""
+    return weight.item() if weight.device.type == "cpu" else None
 
 
 def _silenced(x: Tensor) -> Tensor:
