@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_proppo.accuracy import squared_norm, trace_of_covariance
 from lightning_proppo.graph import Pullback, is_cut
 from lightning_proppo.per_particle import Answers, ParameterUses, find_parameter_uses
+from lightning_proppo.per_particle.plans import Graph, Plan
 from lightning_proppo.per_particle.rollouts import PullBack, RememberingUses, RolloutGradients
 from lightning_proppo.per_particle.sketches import Signs
 
@@ -151,6 +152,8 @@ class Comparison:
     ) -> ParameterUses:
         """Find where the parameters that variances are of enter a segment."""
         chosen = [leaf for leaf in leaves if self._is_chosen(leaf)]
+        if not chosen:  # a cost of a state alone, say: nothing to look for
+            return RememberingUses(ParameterUses(particles, [], Graph([], (), ()), Plan()))
         return RememberingUses(find_parameter_uses(outputs, chosen, particles))
 
     def _is_chosen(self, leaf: Tensor) -> bool:

@@ -14,7 +14,7 @@ from torch.distributions import Normal
 from lightning_proppo import PropagationManager
 from lightning_proppo.comparison import STREAMS, Comparison, Findings
 from lightning_proppo.per_particle import rollouts, sketches
-from lightning_proppo.propagators import TotalProp
+from lightning_proppo.propagators import TotalProp, estimator_names, make_estimator
 from lightning_proppo.propagators.comparing import comparable, comparing_propagators
 from proppo_envs import ChaoticRNN
 
@@ -187,8 +187,11 @@ def test_the_comparison_of_variances_can_fail() -> None:
     assert abs(z_score(gradients, 1.3 * estimates)) > Z
 
 
-def by_hand(walker: Walker, seed: int) -> tuple[Tensor, Tensor]:
-    """Return RP's and LR's per-particle gradients [P, n] of a rollout, particle by particle."""
+def by_hand(walker: Walker, seed: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return RP's and LR's per-particle gradients [P, n], and what LR's samples add, [P] each.
+
+    The last are functions whose gradients those are.
+    """
     torch.manual_seed(seed)
     particles, parameters = walker.particles, walker.parameters
     x = torch.zeros(particles, 3, dtype=torch.float64)
@@ -212,27 +215,23 @@ def by_hand(walker: Walker, seed: int) -> tuple[Tensor, Tensor]:
     # A sample's later costs: its own step's state cost, and all of the steps after it.
     surrogate = torch.stack(direct).sum(0)
     to_come = torch.zeros(particles, dtype=torch.float64)
+    by_sample: list[Tensor] = []
     for score, (price, cost) in zip(reversed(scores), reversed(later), strict=True):
         to_come = to_come + cost
         baseline = (to_come.sum() - to_come) / (particles - 1)
-        surrogate = surrogate + (to_come - baseline) * score
+        by_sample.insert(0, (to_come - baseline) * score)
+        surrogate = surrogate + by_sample[0]
         to_come = to_come + price
+    return rows_of(total, parameters), rows_of(surrogate, parameters), by_sample
+
+
+def rows_of(values: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Return the gradients [P, n] of values [P]."""
     rows = []
-    for values in (total, surrogate):
-        rows.append(
-            torch.stack(
-                [
-                    torch.cat(
-                        [
-                            g.flatten()
-                            for g in torch.autograd.grad(value, parameters, retain_graph=True)
-                        ]
-                    )
-                    for value in values
-                ]
-            )
-        )
-    return rows[0], rows[1]
+    for value in values:
+        found = torch.autograd.grad(value, parameters, retain_graph=True)
+        rows.append(torch.cat([g.flatten() for g in found]))
+    return torch.stack(rows)
 
 
 def test_variances_are_those_among_particles() -> None:
@@ -240,7 +239,7 @@ def test_variances_are_those_among_particles() -> None:
     # So many sketches leave an error of about 1 %.
     torch.manual_seed(8)
     findings, _, _ = compare(walker, "TP", copies=400)
-    for name, rows in zip(("RP", "LR"), by_hand(walker, 8), strict=True):
+    for name, rows in zip(("RP", "LR"), by_hand(walker, 8)[:2], strict=True):
         expected = rows.var(0).sum() / walker.particles
         assert findings.estimates[name].variance == pytest.approx(float(expected), rel=0.03)
 
@@ -251,7 +250,7 @@ def test_small_parameters_are_without_an_error(monkeypatch: pytest.MonkeyPatch) 
     walker = Walker(particles=20)
     torch.manual_seed(9)
     findings, comparison, gradient = compare(walker, "TP")
-    for name, rows in zip(("RP", "LR"), by_hand(walker, 9), strict=True):
+    for name, rows in zip(("RP", "LR"), by_hand(walker, 9)[:2], strict=True):
         expected = rows.var(0).sum() / walker.particles
         assert findings.estimates[name].variance == pytest.approx(float(expected), rel=1e-9)
     # TP's: at least the particles' contributions add up to its gradient.
@@ -259,3 +258,70 @@ def test_small_parameters_are_without_an_error(monkeypatch: pytest.MonkeyPatch) 
     for parameter, total in zip(walker.parameters, gradient, strict=True):
         sums = sketches_of[id(parameter)]._sums[comparison.names.index("TP")]
         torch.testing.assert_close(sums.sum(0), total.flatten())
+
+
+def test_variances_by_time_step_are_in_the_rollouts_order() -> None:
+    walker = Walker(particles=20)
+    torch.manual_seed(10)
+    findings, _, _ = compare(walker, "LR")
+    _, _, by_sample = by_hand(walker, 10)
+    for found, values in zip(findings.variances["LR"], by_sample, strict=True):
+        expected = rows_of(values, walker.parameters).var(0).sum() / walker.particles
+        assert float(found) == pytest.approx(float(expected), rel=1e-9)
+    assert findings.variances["RP"].shape == findings.lr_weight.shape == (walker.horizon,)
+
+
+def test_weights_by_time_step_are_those_of_tp() -> None:
+    walker = Walker()
+    manager = PropagationManager("TP")
+    torch.manual_seed(11)
+    walker(manager).backward()
+    weights = torch.stack(manager.statistics["lr_weight"]).flip(0).double()
+    torch.manual_seed(11)
+    findings, _, _ = compare(walker, "TP")
+    torch.testing.assert_close(findings.lr_weight, weights)
+
+
+# -- what can be compared ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", estimator_names())
+def test_which_estimators_are_comparable(name: str) -> None:
+    expected = {"RP": "RP", "LR": "LR", "TP": "TP", "TPX": "TP"}.get(name)
+    assert comparable(*make_estimator(name)) == expected
+
+
+@pytest.mark.parametrize("name", ["RP", "LR", "TP"])
+def test_particles_that_depend_on_each_other_are_not(name: str) -> None:
+    assert comparable(*make_estimator(name, noise="quasi-random")) is None
+
+
+def test_a_single_particle_has_no_variance() -> None:
+    chaos = Chaos(2.0, particles=1, horizon=3)
+    manager = PropagationManager("RP")
+    comparison = Comparison("RP")
+    manager.default_propagator, manager.loss_propagator = comparing_propagators(
+        manager.default_propagator, comparison
+    )
+    torch.manual_seed(12)
+    (compared,) = torch.autograd.grad(chaos(manager), chaos.parameters)
+    torch.manual_seed(12)
+    (plain,) = torch.autograd.grad(chaos(PropagationManager("RP")), chaos.parameters)
+    assert torch.equal(compared, plain)
+    assert comparison.findings() is None
+
+
+def test_only_the_first_rollout_of_a_step_is_looked_at() -> None:
+    chaos = Chaos(2.5, horizon=5)
+    manager = PropagationManager("RP")
+    comparison = Comparison("RP")
+    manager.default_propagator, manager.loss_propagator = comparing_propagators(
+        manager.default_propagator, comparison
+    )
+    torch.manual_seed(13)
+    (two,) = torch.autograd.grad(chaos(manager) + chaos(manager), chaos.parameters)
+    manager = PropagationManager("RP")
+    torch.manual_seed(13)
+    (plain,) = torch.autograd.grad(chaos(manager) + chaos(manager), chaos.parameters)
+    torch.testing.assert_close(two, plain)
+    assert comparison.findings().variances["RP"].shape == (5,)
