@@ -58,8 +58,8 @@ class Findings:
 class Comparison:
     """Gathers RP's, LR's and TP's gradients of one rollout.
 
-    Its propagators (:class:`~lightning_proppo.propagators.comparing.ComparingProp`) carry the
-    cotangents of the estimator in use as always; those of the others are kept here.
+    Its propagators (:mod:`lightning_proppo.propagators.comparing`) carry the cotangents of the
+    estimator in use as always; those of the others are kept here.
 
     Args:
         used: the estimator in use.
@@ -124,6 +124,11 @@ class Comparison:
         """Take note of a sample whose cotangents are kept here."""
         self._cuts.add(id(sample))
 
+    def find_out(self, leaves: Sequence[Tensor]) -> None:
+        """Leave all estimators out if gradients flow to samples that are not known here."""
+        if any(is_cut(leaf) and id(leaf) not in self._cuts for leaf in leaves):
+            self.leave_out(self.names, "another propagator has a node in the rollout")
+
     def sends(self, name: str, leaf: Tensor) -> bool:
         """Return whether a gradient is to be sent on in messages."""
         if name != self.used:
@@ -134,8 +139,6 @@ class Comparison:
         """Add to an estimator's cotangent at a sample; at a parameter nothing needs to be kept."""
         if name == "LR" or not is_cut(leaf):
             return
-        if id(leaf) not in self._cuts:
-            self.leave_out(self.names, "another propagator has a node in the rollout")
         kept = self._cotangents[name]
         kept[id(leaf)] = kept[id(leaf)] + gradient if id(leaf) in kept else gradient
 

@@ -200,11 +200,11 @@ class VarianceMonitor(Callback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the manager its propagators back, and say what was different in this step."""
         del trainer, pl_module
-        if self._own is not None:
+        if self._comparison is not None and self._comparison.used == "LR":
             exception.add_note(
-                "VarianceMonitor recorded this step's rollout for a comparison of estimators; for "
-                "LR it then needs samples that carry gradients. If that is what failed (numpy(), "
-                "a simulator), pass VarianceMonitor(compare=['LR'])."
+                "VarianceMonitor compares estimators at this step, for which LR's samples carry "
+                "gradients. If that is what failed (numpy(), a simulator), pass "
+                "VarianceMonitor(compare=['LR'])."
             )
         self._give_back()
 

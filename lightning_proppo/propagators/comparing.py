@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,16 +62,24 @@ def comparable(sampler: Propagator, loss: Propagator) -> str | None:
         return None
     kinds = [type(part) for part in sampler.propagators]
     options = sampler.default_forward_kwargs
-    if options.get("noise", "independent") != "independent":
+    if _dependent(options) or any(part.default_forward_kwargs for part in sampler.propagators):
         return None
     if type(sampler) is RPProp and kinds == [BackPropagator, RPBase]:
         return "RP"
     if type(sampler) is LRProp and kinds == [BackPropagator, LRBase, BaselineProp]:
         return "LR"
     if type(sampler) in (TotalProp, TPXProp) and kinds == [BackPropagator, TPBase, BaselineProp]:
-        shares = options.get("share") is not None or options.get("weighting") == "cross-fitted"
-        return None if shares else "TP"
+        return "TP"
     return None
+
+
+def _dependent(options: Mapping[str, Any]) -> bool:
+    """Return whether options let particles, or halves of them, depend on each other."""
+    return (
+        options.get("noise", "independent") != "independent"
+        or options.get("share") is not None
+        or options.get("weighting") == "cross-fitted"
+    )
 
 
 def comparing_propagators(
@@ -124,6 +132,8 @@ class ComparingBase(TPBase):
         """
         kwargs = {name: value for name, value in kwargs.items() if name not in _NOT_OF_TP}
         comparison = self.comparison
+        if _dependent(kwargs):
+            comparison.leave_out(comparison.names, "samples' options let particles share")
         if comparison.used == "LR":
             given = {name: value for name, value in kwargs.items() if name in _OF_LR}
             dist = make_distribution(
@@ -154,6 +164,9 @@ class ComparingBase(TPBase):
         if names != ["RP"]:
             sent = dict(self.baseline.backward_impl(node, message) or {})
             message.update(sent)
+        if node.get("share") is not None or node.get("weighting") == "cross-fitted":
+            # An option of this sample alone, which is left to TP.
+            return {**sent, **super().backward_impl(node, message)}
         ways = self._ways(node, message, names)
         outputs = _distinct([output for way in ways.values() for output in way.outputs])
         leaves = (running.index if running is not None else LeafIndex()).leaves(outputs)
@@ -395,6 +408,7 @@ def deliver(
         leaves: samples and parameters.
         gradients: by the estimator's name, what arrived at the leaves.
     """
+    comparison.find_out(leaves)
     arrived: list[tuple[Tensor, Tensor]] = []
     for name, found in gradients.items():
         for leaf, gradient in zip(leaves, found, strict=True):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from lightning_proppo import PropagationManager
+from lightning_proppo import PropagationManager, expand
 from lightning_proppo.comparison import STREAMS, Comparison, Findings
 from lightning_proppo.per_particle import rollouts, sketches
 from lightning_proppo.propagators import TotalProp, estimator_names, make_estimator
@@ -325,3 +325,54 @@ def test_only_the_first_rollout_of_a_step_is_looked_at() -> None:
     (plain,) = torch.autograd.grad(chaos(manager) + chaos(manager), chaos.parameters)
     torch.testing.assert_close(two, plain)
     assert comparison.findings().variances["RP"].shape == (5,)
+
+
+class Particular(Walker):
+    """A rollout with one sample that has options of its own."""
+
+    options: dict[str, Any]
+
+    def __call__(self, manager: PropagationManager) -> Tensor:
+        x = torch.zeros(self.particles, 3, dtype=torch.float64)
+        for step in range(3):
+            more = self.options if step == 1 else {}
+            dist = Normal(x + self.net(x), self.log_std.exp().expand_as(x))
+            x = manager.sample(dist, **more)
+        return manager.loss((x - 0.5).square().sum(1))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"weighting": "cross-fitted"}, {"share": "mesh"}, {"noise": "quasi-random"}],
+    ids=str,
+)
+def test_options_of_single_samples_are_honoured(options: dict[str, Any]) -> None:
+    rollout = Particular()
+    rollout.options = options
+    torch.manual_seed(14)
+    plain = torch.autograd.grad(rollout(PropagationManager("TP")), rollout.parameters)
+    torch.manual_seed(14)
+    findings, _, compared = compare(rollout, "TP")
+    for a, b in zip(plain, compared, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+    assert findings.estimates == {}
+    assert "let particles share" in findings.missing["TP"]
+
+
+def test_a_targets_tensors_may_be_expanded() -> None:
+    class Expanded(Chaos):
+        def __call__(self, manager: PropagationManager) -> Tensor:
+            beta = expand(self.parameters[0], self.particles)
+            x = self.system.initial_state(self.particles, torch.float64)
+            for _ in range(self.system.horizon):
+                x = manager.sample(self.system.transition(x, beta), ivw_target=beta)
+            return manager.loss(self.system.cost(x))
+
+    torch.manual_seed(15)
+    expected, _, plain = compare(Chaos(2.5, horizon=8), "TP")
+    torch.manual_seed(15)
+    found, _, compared = compare(Expanded(2.5, horizon=8), "TP")
+    torch.testing.assert_close(plain, compared)
+    for name in STREAMS:
+        variance = expected.estimates[name].variance
+        assert found.estimates[name].variance == pytest.approx(variance)
