@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -304,7 +305,9 @@ class VarianceMonitor(Callback):
         self._log(trainer, {**of_used, **metrics})
         if trainer.is_global_zero:
             writers = tensorboard_writers(trainer)
-            self._pages.show(writers, self._step, findings, metrics)
+            # Of the mean over all ranks, as the totals are.
+            shares = {k: v / trainer.world_size for k, v in findings.variances.items()}
+            self._pages.show(writers, self._step, replace(findings, variances=shares), metrics)
         ratio = None
         if used == "RP" and variance.get("LR", 0.0) > 0:
             ratio = variance["RP"] / variance["LR"]
