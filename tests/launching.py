@@ -11,10 +11,29 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 LIMIT = 120  # seconds, after which a launch is given up
+
+# Joins the group; what the script leaves in `result` is handed back.
+_FRAME = """
+import os, sys
+import torch
+import torch.distributed as dist
+
+torch.set_num_threads(1)
+RANK, SIZE = int(sys.argv[1]), int(sys.argv[2])
+dist.init_process_group(
+    "gloo", init_method="file://" + sys.argv[3], rank=RANK, world_size=SIZE
+)
+result = None
+{script}
+torch.save(result, sys.argv[4])
+dist.destroy_process_group()
+"""
 
 
 @dataclass(frozen=True)
@@ -88,6 +107,30 @@ def launch_together(
         said = "\n".join(str(process.communicate()) for process in running)
         pytest.fail(f"the processes hung for {limit} seconds; they said:\n{said}")
     return ended
+
+
+def launch_successfully(folder: Path, *arguments: str, limit: float = LIMIT) -> None:
+    """Run Python as :func:`launch` does; what ends with an error fails the test."""
+    ended = launch(folder, *arguments, limit=limit)
+    assert ended.status == 0, ended.stdout + ended.stderr
+
+
+def run_on_ranks(script: str, size: int, folder: Path) -> list[Any]:
+    """Return what each rank's script has assigned to ``result``; ``RANK`` and ``SIZE`` are set.
+
+    The ranks make up a gloo group, and know nothing of Lightning.
+    """
+    path = folder / "script.py"
+    path.write_text(_FRAME.format(script=script))
+    meet = str(folder / "meet")
+    commands = [
+        [str(path), str(rank), str(size), meet, str(folder / f"result{rank}")]
+        for rank in range(size)
+    ]
+    ended = launch_together(folder, commands)
+    said = "\n".join(each.stdout + each.stderr for each in ended if each.status)
+    assert not said, said
+    return [torch.load(folder / f"result{rank}") for rank in range(size)]
 
 
 def _environment() -> dict[str, str]:

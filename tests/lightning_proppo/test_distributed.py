@@ -9,11 +9,6 @@ statistics over all ranks.
 from __future__ import annotations
 
 import importlib.util
-import os
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -23,9 +18,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ..launching import launch_successfully
+
 pytestmark = pytest.mark.slow
 
-LIMIT = 120  # seconds, after which a launch is given up
 ROUNDING = 1e-10
 NAMES = ["RP", "LR", "TP", "GR", "GS"]
 
@@ -216,33 +212,6 @@ elif __name__ == "__mp_main__":  # a spawned process unpickles the module by its
 '''
 
 
-def launch(folder: Path, what: str) -> None:
-    """Run the script; on a hang, end it with all its ranks and say what it said."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK", "PL_GLOBAL_SEED"):
-        environment.pop(name, None)
-    environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    process = subprocess.Popen(
-        [sys.executable, str(folder / "ranks.py"), what, str(folder)],
-        env=environment,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        pytest.fail(f"the ranks hung for {LIMIT} seconds; they said:\n{output}")
-    assert process.returncode == 0, output
-
-
 def write_script(folder: Path) -> ModuleType:
     """Write the script, and return it as a module: the reference is computed by the same code."""
     path = folder / "ranks.py"
@@ -260,7 +229,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModuleType, list[di
     """The script as a module, and what the two ranks found."""
     folder = tmp_path_factory.mktemp("ranks")
     script = write_script(folder)
-    launch(folder, "main")
+    launch_successfully(folder, str(folder / "ranks.py"), "main", str(folder))
     return script, [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 
@@ -339,7 +308,7 @@ def test_the_same_seed_gives_the_same_noise_on_each_rank_again(ranks: Any) -> No
 
 def test_module_and_callback_can_be_sent_to_spawned_ranks(tmp_path: Path) -> None:
     script = write_script(tmp_path)
-    launch(tmp_path, "spawn")
+    launch_successfully(tmp_path, str(tmp_path / "ranks.py"), "spawn", str(tmp_path))
     policy = script.Policy()
     manager = script.PropagationManager("TP")
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.5)

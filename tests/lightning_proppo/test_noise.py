@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +11,7 @@ import torch
 
 from lightning_proppo.callbacks.noise import NoiseStream
 
-from .launch import run_on_ranks
+from ..launching import launch_successfully, run_on_ranks
 
 CPU = torch.device("cpu")
 
@@ -219,7 +214,7 @@ if __name__ == "__main__":
 def test_a_resumed_run_draws_what_the_uninterrupted_one_does(tmp_path: Path, devices: int) -> None:
     script = tmp_path / "resume.py"
     script.write_text(_RESUME)
-    _launch([str(script), str(devices), str(tmp_path)], tmp_path)
+    launch_successfully(tmp_path, str(script), str(devices), str(tmp_path))
     found: list[Any] = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(devices)]
     for whole, resumed, weights in found:
         assert torch.equal(whole, resumed)
@@ -228,36 +223,3 @@ def test_a_resumed_run_draws_what_the_uninterrupted_one_does(tmp_path: Path, dev
         assert torch.equal(weights, found[0][2])
     checkpoint = torch.load(tmp_path / "kept.ckpt", weights_only=True)
     assert checkpoint["proppo_noise"]["cpu"].shape[0] == devices
-
-
-def _launch(arguments: list[str], folder: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK", "PL_GLOBAL_SEED")
-    }
-    environment = {
-        **kept,
-        "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        env=environment,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=120)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        pytest.fail(f"the ranks hung; they said:\n{output}")
-    assert process.returncode == 0, output

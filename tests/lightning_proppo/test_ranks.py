@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from .launch import run_on_ranks
+from ..launching import run_on_ranks
 
 pytestmark = pytest.mark.slow
 

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ..launching import launch_successfully
+
 pytestmark = pytest.mark.slow
 
-LIMIT = 120  # seconds, after which a launch is given up
 Z = 4.0  # two-sided; one in 15,000 by chance
 
 SCRIPT = """
@@ -91,29 +87,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, f
     """What one process, and each of two ranks, logged."""
     folder = tmp_path_factory.mktemp("monitor")
     (folder / "ranks.py").write_text(SCRIPT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK", "PL_GLOBAL_SEED"):
-        environment.pop(name, None)
-    environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    process = subprocess.Popen(
-        [sys.executable, str(folder / "ranks.py"), str(folder)],
-        env=environment,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        pytest.fail(f"the ranks hung for {LIMIT} seconds; they said:\n{output}")
-    assert process.returncode == 0, output
+    launch_successfully(folder, str(folder / "ranks.py"), str(folder))
     return {path.stem: torch.load(path) for path in Path(folder).glob("*.pt")}
 
 
