@@ -162,9 +162,9 @@ def not_negative(variance: Tensor) -> Tensor:
 
     Rounding may make a small difference of large numbers negative, which counts as zero. What was
     subtracted may be infinite (a total that overflowed in 32 bits, where the squares in 64 did
-    not); such a variance is infinite.
+    not). What is not finite, of either sign or no number, is infinite.
     """
-    return variance.clamp_min(0.0).masked_fill(variance == -torch.inf, torch.inf)
+    return variance.nan_to_num(torch.inf, torch.inf, torch.inf).clamp_min(0.0)
 
 
 def weights_from_variances(
@@ -184,12 +184,7 @@ def weights_from_variances(
     Returns:
         Finite weights that sum to one; see :func:`inverse_variance_weighting`.
     """
-    a, b = (
-        not_negative(v if v.dtype == torch.float64 else v.double()).nan_to_num(
-            nan=torch.inf, posinf=torch.inf
-        )
-        for v in (v1, v2)
-    )
+    a, b = (not_negative(v if v.dtype == torch.float64 else v.double()) for v in (v1, v2))
     if covariance is not None:
         # Rounding of large variances must not make a covariance that cannot be. With an estimator
         # that has no variance nothing is correlated, also where the other's is infinite.

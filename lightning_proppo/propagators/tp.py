@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -497,12 +498,22 @@ def _shielded(weights: Weights, gradients: Sequence[Tensor | None]) -> Weights:
     Weights need not have told: they may be kept from another node, or made of the other half of the
     particles; and variances at parameters may be finite where what is sent further back is not.
     """
-    # Of each gradient zero, or NaN: no test of elements that would have to be gathered.
-    traces = [(gradient * 0).sum() for gradient in gradients if gradient is not None]
-    if not traces:
+    arrived = [gradient for gradient in gradients if gradient is not None]
+    if _known_to_be_finite(arrived):
         return weights
+    # Of each gradient zero, or NaN.
+    traces = [(gradient * 0).sum() for gradient in arrived]
     spoilt = (traces[0] if len(traces) == 1 else torch.stack(traces).sum()) != 0
     return weights[0].masked_fill(spoilt, 1.0), weights[1].masked_fill(spoilt, 0.0)
+
+
+def _known_to_be_finite(tensors: Sequence[Tensor]) -> bool:
+    """Return whether all elements are finite, as far as that need not be waited for.
+
+    On the CPU that is so, and one sum for each tensor takes next to no time; should it overflow,
+    though no element is infinite, nothing is known.
+    """
+    return all(t.device.type == "cpu" and math.isfinite(t.sum().item()) for t in tensors)
 
 
 def _shielded_at_node(weights: Weights, rp: Pathway, by_half: bool) -> Weights:
@@ -513,6 +524,8 @@ def _shielded_at_node(weights: Weights, rp: Pathway, by_half: bool) -> Weights:
         rp: RP's way.
         by_half: whether each half of the particles has weights of its own.
     """
+    if _known_to_be_finite(rp.cotangents):
+        return weights
     k_lr, k_rp = weights
     traces = torch.stack([cotangent * 0 for cotangent in rp.cotangents]).sum(0)
     if by_half:
