@@ -21,6 +21,7 @@ from lightning_proppo.ranks import ALONE, Ranks, sum_together
 from lightning_proppo.variances import (
     deviation_products,
     inverse_variance_weighting,
+    not_negative,
     weights_from_variances,
 )
 
@@ -54,8 +55,7 @@ def pooled_variances(
     sums = _rows(totals, within[0].device)
     between = [torch.dot(own, own) / particles for own in sums]
     pooled = _pooled(list(within), between, sums, ranks, particles, _squares)
-    # A small difference of large numbers may be negative by rounding.
-    return [total.clamp_min(0.0) for total in pooled]
+    return [not_negative(total) for total in pooled]
 
 
 def pooled_products(
@@ -173,7 +173,7 @@ def _pairs(sums: Sequence[Tensor], with_covariance: bool) -> list[tuple[Tensor, 
 
 def _not_negative(products: list[Tensor]) -> list[Tensor]:
     """Return two variances, which rounding may have made negative, and what follows them."""
-    return [*(variance.clamp_min(0.0) for variance in products[:2]), *products[2:]]
+    return [*(not_negative(variance) for variance in products[:2]), *products[2:]]
 
 
 def _squares(sums: Sequence[Tensor]) -> list[Tensor]:

@@ -157,6 +157,16 @@ def _scaled_weights(
     return weights_from_variances(*products)
 
 
+def not_negative(variance: Tensor) -> Tensor:
+    """Return a difference of sums of squares as a variance.
+
+    Rounding may make a small difference of large numbers negative, which counts as zero. What was
+    subtracted may be infinite (a total that overflowed in 32 bits, where the squares in 64 did
+    not). What is not finite, of either sign or no number, is infinite.
+    """
+    return variance.nan_to_num(torch.inf, torch.inf, torch.inf).clamp_min(0.0)
+
+
 def weights_from_variances(
     v1: Tensor, v2: Tensor, covariance: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -167,22 +177,18 @@ def weights_from_variances(
     limited to [0, 1].
 
     Args:
-        v1: the variance of the first estimator.
+        v1: the variance of the first estimator; below zero counts as zero.
         v2: that of the second.
         covariance: C; None counts as zero, which gives inverse-variance weights.
 
     Returns:
         Finite weights that sum to one; see :func:`inverse_variance_weighting`.
     """
-    a, b = (
-        torch.nan_to_num(
-            v if v.dtype == torch.float64 else v.double(), nan=torch.inf, posinf=torch.inf
-        )
-        for v in (v1, v2)
-    )
+    a, b = (not_negative(v if v.dtype == torch.float64 else v.double()) for v in (v1, v2))
     if covariance is not None:
-        # Rounding of large variances must not make a covariance that cannot be.
-        bound = a.sqrt() * b.sqrt()
+        # Rounding of large variances must not make a covariance that cannot be. With an estimator
+        # that has no variance nothing is correlated, also where the other's is infinite.
+        bound = (a.sqrt() * b.sqrt()).nan_to_num(nan=0.0, posinf=torch.inf)
         c = torch.nan_to_num(covariance.double(), 0.0, 0.0, 0.0).clamp(-bound, bound)
         a, b = (a - c).clamp_min(0.0), (b - c).clamp_min(0.0)
     # Of 0 / 0 half, and of infinity / infinity one.
@@ -192,7 +198,9 @@ def weights_from_variances(
 
 def scaled(k: Tensor, x: Tensor) -> Tensor:
     """Return ``k * x``, where a weight of zero silences values that are not finite."""
-    return torch.where(k == 0, 0.0, k.to(x.dtype) * x)
+    # In the precision of x: a weight that vanishes there would make NaN of an infinity.
+    k = k.to(x.dtype)
+    return torch.where(k == 0, 0.0, k * x)
 
 
 def mix(
@@ -202,8 +210,7 @@ def mix(
 
     A weight of zero silences values that are not finite; ``None`` counts as zero.
     """
-    none1, none2 = k1 == 0, k2 == 0
-    of_dtype: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+    of_dtype: dict[torch.dtype, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
     mixed: list[Tensor | None] = []
     for a, b in zip(x1, x2, strict=True):
         some = b if a is None else a
@@ -211,8 +218,10 @@ def mix(
             mixed.append(None)
             continue
         if some.dtype not in of_dtype:
-            of_dtype[some.dtype] = k1.to(some.dtype), k2.to(some.dtype)
-        of_a, of_b = of_dtype[some.dtype]
+            of_a, of_b = k1.to(some.dtype), k2.to(some.dtype)
+            # A weight that vanishes in this precision would make NaN of an infinity.
+            of_dtype[some.dtype] = of_a, of_b, of_a == 0, of_b == 0
+        of_a, of_b, none1, none2 = of_dtype[some.dtype]
         if a is None or b is None:
             none, k = (none1, of_a) if b is None else (none2, of_b)
             mixed.append(torch.where(none, 0.0, k * some))

@@ -42,6 +42,7 @@ from lightning_proppo.per_particle.plans import (
     read_graph,
 )
 from lightning_proppo.per_particle.registry import RULES, Entry
+from lightning_proppo.variances import not_negative
 
 
 class Answers(NamedTuple):
@@ -160,8 +161,7 @@ class ParameterUses:
         if not found:
             device = known[0].device if known else torch.device("cpu")
             return [torch.zeros((), dtype=torch.float64, device=device) for _ in sets]
-        # A small difference of large numbers may be negative by rounding.
-        return [total.clamp_min(0.0) for total in add_up(found)]
+        return [not_negative(total) for total in add_up(found)]
 
     def _contributions(self, sets: Sequence[Answers]) -> list[list[Contribution] | None]:
         """Return, for each entry, each set's contribution; None where no cotangent arrived."""

@@ -38,6 +38,8 @@ from lightning_proppo.propagators.tp import (
     _distinct,
     _mean_lr_weight,
     _mixed_cotangents,
+    _shielded,
+    _shielded_at_node,
     _weights_at_node,
 )
 from lightning_proppo.variances import mix
@@ -173,8 +175,8 @@ class ComparingBase(TPBase):
         seen = comparison.uses(outputs, leaves, losses.shape[0]) if recording else None
         weight: Tensor | None = None
         if "TP" in ways:
-            pulled, gradients, weights = self._mixed(node, message, ways, leaves, seen)
-            weight = _mean_lr_weight([weights])
+            pulled, gradients, weights, used = self._mixed(node, message, ways, leaves, seen)
+            weight = _mean_lr_weight([used])
             sent.update(k_counter=message.get("k_counter", 0) + 1, k_lr_k_rp=weights)
             if running is not None and comparison.used == "TP":
                 running.note("lr_weight", weight)
@@ -233,12 +235,12 @@ class ComparingBase(TPBase):
         ways: dict[str, Pathway],
         leaves: Sequence[Tensor],
         seen: ParameterUses | None,
-    ) -> tuple[list[_Shared], dict[str, Sequence[Tensor | None]], Weights]:
+    ) -> tuple[list[_Shared], dict[str, Sequence[Tensor | None]], Weights, Weights]:
         """Pull all ways back, and mix LR's and RP's as TP does.
 
         Returns:
             The pull-backs with their names and the estimators that take a share of each; each
-            estimator's gradients at the leaves; TP's weights.
+            estimator's gradients at the leaves; TP's weights, and those that it used.
         """
         particles = message["local_loss"].shape[0]
         lr, rp = ways["LR"], ways["TP"]
@@ -263,14 +265,15 @@ class ComparingBase(TPBase):
             gradients["RP"] = pure.leaves
         if node["ivw_target"] == "node":
             weights = kept or _weights_at_node(node, lr, rp)
-            mixed = _mixed_cotangents(weights, lr, rp)
+            used = _shielded_at_node(weights, rp, by_half=False)
+            mixed = _mixed_cotangents(used, lr, rp)
             way = Pathway([*mixed["outputs"].get()], [*mixed["grads"].get()])
             of_tp = _pull(way, leaves, [], every)
             gradients["TP"] = of_tp.leaves
             shared: list[_Shared] = [("LR", of_lr, {"LR": None}), ("TP", of_tp, {"TP": None})]
             if pure is not None:
                 shared.append(("RP", pure, {"RP": None}))
-            return shared, gradients, weights
+            return shared, gradients, weights, used
         of_rp = pure if ways.get("RP") is rp and pure is not None else None
         if of_rp is None:
             of_rp = _pull(rp, leaves, expanded, every)
@@ -292,7 +295,7 @@ class ComparingBase(TPBase):
             weights = self._weigh(node, uses, lr, rp, answers, None)
         else:
             weights = kept
-        k_lr, k_rp = weights
+        used = k_lr, k_rp = _shielded(weights, of_rp.leaves)
         gradients["TP"] = mix(k_lr, of_lr.leaves, k_rp, of_rp.leaves)
         shared = [("LR", of_lr, {"LR": None, "TP": k_lr})]
         if of_rp is pure:
@@ -301,7 +304,7 @@ class ComparingBase(TPBase):
             shared.append(("RP, mixed", of_rp, {"TP": k_rp}))
             if pure is not None:
                 shared.append(("RP", pure, {"RP": None}))
-        return shared, gradients, weights
+        return shared, gradients, weights, used
 
 
 class ComparingLossBase(LossBase):

@@ -230,13 +230,14 @@ class TPBase(Propagator):
         kept = [kept] if isinstance(kept, tuple) else kept
         if node["ivw_target"] == "node":
             weights = kept or [_weights_at_node(node, lr, rp)]
-            sent.update(_mixed_cotangents(weights[0], lr, rp))
+            used = [_shielded_at_node(weights[0], rp, node["weighting"] == "cross-fitted")]
+            sent.update(_mixed_cotangents(used[0], lr, rp))
         else:
-            weights, mixed = self._mixed_gradients(node, kept, lr, rp)
+            weights, used, mixed = self._mixed_gradients(node, kept, lr, rp)
             sent.update(mixed)
         pullback = active_pullback()
         if pullback is not None:
-            pullback.note("lr_weight", _mean_lr_weight(weights))
+            pullback.note("lr_weight", _mean_lr_weight(used))
         return {**sent, "k_counter": counter + 1, "k_lr_k_rp": _one_or_all(weights)}
 
     def loss_propagator(self) -> Propagator:
@@ -245,16 +246,16 @@ class TPBase(Propagator):
 
     def _mixed_gradients(
         self, node: Any, kept: list[Weights] | None, lr: Pathway, rp: Pathway
-    ) -> tuple[list[Weights], dict[str, Any]]:
+    ) -> tuple[list[Weights], list[Weights], dict[str, Any]]:
         """Pull both ways' cotangents back, and mix what arrives at the segment's leaves.
 
         With cross-fitting each half of the particles is pulled back by itself. Where the weights
-        are known, or can be had for little, the cotangents are mixed and sent instead, to be pulled
-        back once.
+        can be had for little, the cotangents are mixed and sent instead, to be pulled back once.
+
+        Returns:
+            The weights, those that were used (see :func:`_shielded`), and what is to be sent.
         """
         crossed = node["weighting"] == "cross-fitted"
-        if kept and not crossed:
-            return kept, _mixed_cotangents(kept[0], lr, rp)
         pullback = active_pullback()
         index = pullback.index if pullback is not None else LeafIndex()
         outputs = _distinct([*lr.outputs, *rp.outputs])
@@ -272,7 +273,8 @@ class TPBase(Propagator):
                 for way in (lr, rp)
             ]
             found = self._weigh(node, uses, lr, rp, answers, None)
-            return [found], _mixed_cotangents(found, lr, rp)
+            shielded = _shielded(found, rp.cotangents)
+            return [found], [shielded], _mixed_cotangents(shielded, lr, rp)
         inputs = [*leaves, *parameters, *expanded, *edges]
         parts = _HALVES if crossed else [None]
         lr_gradients, rp_gradients, weights = [], [], []
@@ -296,19 +298,25 @@ class TPBase(Propagator):
             ]
         arrived: list[tuple[Tensor, Tensor]] = []
         # What one half has told decides about the other.
-        for (k_lr, k_rp), of_lr, of_rp in zip(
-            reversed(weights), lr_gradients, rp_gradients, strict=True
-        ):
+        used = [
+            _shielded(pair, of_rp)
+            for pair, of_rp in zip(reversed(weights), rp_gradients, strict=True)
+        ]
+        for (k_lr, k_rp), of_lr, of_rp in zip(used, lr_gradients, rp_gradients, strict=True):
             for leaf, gradient in zip(leaves, mix(k_lr, of_lr, k_rp, of_rp), strict=True):
                 if gradient is not None:
                     arrived.append((leaf, gradient))
         if not arrived:
-            return weights, {}
+            return weights, used, {}
         # The leaves themselves are sent, with their gradients: nothing is pulled back again.
-        return weights, {
-            "outputs": Listed(*[leaf for leaf, _ in arrived]),
-            "grads": Listed(*[gradient for _, gradient in arrived]),
-        }
+        return (
+            weights,
+            used,
+            {
+                "outputs": Listed(*[leaf for leaf, _ in arrived]),
+                "grads": Listed(*[gradient for _, gradient in arrived]),
+            },
+        )
 
     def _compared(
         self, target: Any, leaves: Sequence[Tensor], particles: int
@@ -506,6 +514,43 @@ def _weights_at_node(node: Any, lr: Pathway, rp: Pathway) -> Weights:
     if not coordinatewise:
         k_lr, k_rp = (k.reshape(-1, *[1] * (second.dim() - 1)) for k in (k_lr, k_rp))
     return k_lr, k_rp
+
+
+def _shielded(weights: Weights, gradients: Sequence[Tensor | None]) -> Weights:
+    """Leave all to LR where RP's gradients, at any of the segment's leaves, are not finite.
+
+    Weights need not have told: they may be kept from another node, or made of the other half of the
+    particles; and variances at parameters may be finite where what is sent further back is not.
+    """
+    sums = [gradient.sum() for gradient in gradients if gradient is not None]
+    if not sums:
+        return weights
+    # A sum that overflows tells of gradients that are of no use either.
+    spoilt = sum(sums[1:], sums[0]).isfinite().logical_not_()
+    return weights[0].masked_fill(spoilt, 1.0), weights[1].masked_fill(spoilt, 0.0)
+
+
+def _shielded_at_node(weights: Weights, rp: Pathway, by_half: bool) -> Weights:
+    """Leave to LR what of RP's cotangents [P, ...] is not finite, by coordinate as weights are.
+
+    Args:
+        weights: [], or [...] for each coordinate; with a first axis of particles ``by_half``.
+        rp: RP's way.
+        by_half: whether each half of the particles has weights of its own.
+    """
+    k_lr, k_rp = weights
+    total = sum(rp.cotangents[1:], rp.cotangents[0])
+    if by_half:
+        spoilt = torch.empty_like(total, dtype=torch.bool)
+        for half in _HALVES:
+            spoilt[half] = total[half].sum(0).isfinite().logical_not_()
+        # One weight for all coordinates has axes of one element.
+        single = [axis for axis in range(1, k_rp.dim()) if k_rp.shape[axis] != total.shape[axis]]
+        for axis in single:
+            spoilt = spoilt.any(axis, keepdim=True)
+    else:
+        spoilt = (total.sum(0) if k_rp.dim() else total.sum()).isfinite().logical_not_()
+    return k_lr.masked_fill(spoilt, 1.0), k_rp.masked_fill(spoilt, 0.0)
 
 
 def _mixed_cotangents(weights: Weights, lr: Pathway, rp: Pathway) -> dict[str, Any]:
