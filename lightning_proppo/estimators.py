@@ -18,7 +18,7 @@ def lr_cotangent(losses: Tensor, log_prob: Tensor) -> Tensor:
         Of the shape of ``log_prob``.
 
     Raises:
-        ValueError: if the numbers of particles differ.
+        ValueError: if the numbers of particles, or the devices, differ.
     """
     return _mean_losses(losses, log_prob).to(log_prob.dtype).expand(log_prob.shape)
 
@@ -38,7 +38,7 @@ def normal_loc_cotangent(losses: Tensor, scale: Tensor, noise: Tensor) -> Tensor
         Of the same shape.
 
     Raises:
-        ValueError: if the numbers of particles differ.
+        ValueError: if the numbers of particles, or the devices, differ.
     """
     return _mean_losses(losses, noise).to(noise.dtype) * (noise / scale.detach())
 
@@ -61,6 +61,11 @@ def _mean_losses(losses: Tensor, like: Tensor) -> Tensor:
             f"there must be one cost for each particle; got {particles} costs for a sample whose "
             f"log_prob has shape {list(like.shape)}. Is this node left from an earlier, abandoned "
             "rollout (call manager.reset() after one), or the batch axis not the first?"
+        )
+    if losses.device != like.device:
+        raise ValueError(
+            f"costs and samples must be on one device; got costs on {losses.device} and a sample "
+            f"on {like.device}. Move the costs: costs.to(x.device)."
         )
     if losses.dim() != like.dim() or losses.dim() != 2:
         losses = losses.reshape(particles, *[1] * (like.dim() - 1))

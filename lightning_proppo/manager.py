@@ -188,7 +188,8 @@ class PropagationManager:
 
         Args:
             x: the input, particles first: [P, ...].
-            force_targets: where the node's messages go, whatever they say: nodes relative to it.
+            force_targets: where the node's messages go, whatever they say: nodes relative to it
+                (-1: the one before).
             local_propagator: what computes here, or its name; default: what the node before chose,
                 else the default propagator.
             get_node: return the node too.
@@ -211,6 +212,8 @@ class PropagationManager:
             if "dist" in kwargs:
                 _check_samples(propagator)
             tape = self._open_tape() if recording else Tape()
+            if force_targets is not None and recording:
+                tape.check_reach(force_targets)
             if tape.ranks is ALONE:
                 node = tape.record(x, propagator, force_targets, recording, kwargs)
             else:
@@ -272,6 +275,7 @@ class PropagationManager:
 
         Raises:
             TypeError, ValueError: if there is not one floating point cost for each particle.
+            ValueError: if they are on another device than earlier ones.
         """
         chosen = self.loss_propagator if loss_propagator is None else loss_propagator
         costs, node = self.forward(loss_node, local_propagator=chosen, get_node=True, **kwargs)
@@ -291,6 +295,13 @@ class PropagationManager:
         if not torch.is_grad_enabled():
             self._unrecorded_costs.append(total)
             return costs
+        if self._costs and self._costs[0].device != total.device:
+            expected, came = self._costs[0].device, total.device
+            self._end_by_error()
+            raise ValueError(
+                f"costs of one rollout must be on one device; got costs on {expected} and then on "
+                f"{came}. Move them: costs.to(x.device)."
+            )
         self._costs.append(total)
         if self._tape.ranks is not ALONE:
             self._cost_nodes.append(node)

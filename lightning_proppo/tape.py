@@ -179,6 +179,24 @@ class Tape:
                 self._send_ahead(ahead)
         return node
 
+    def check_reach(self, force_targets: Any) -> None:
+        """Raise if messages of the next node, forced to these targets, would be lost.
+
+        Raises:
+            TypeError: if they are no targets.
+            ValueError: if there are not so many nodes before it.
+        """
+        _check_targets("force_targets", force_targets)
+        before = len(self.nodes)
+        for target in (force_targets,) if isinstance(force_targets, int) else force_targets:
+            # To go one further than the first node is to leave the tape, as messages do.
+            if target < -max(before, 1):
+                raise ValueError(
+                    f"force_targets must be nodes of this rollout, relative to this one; got "
+                    f"{target}, but there are {before} nodes before it (with the terminal one), "
+                    "and its messages would be lost."
+                )
+
     def run(
         self, kind: str = "backward", message: Container | None = None, reverse: bool = True
     ) -> Message:

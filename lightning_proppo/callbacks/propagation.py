@@ -27,7 +27,7 @@ class PropagationCallback(Callback):
     """Gives the module its manager, and looks after the manager's tape during training.
 
     - The module finds a :class:`PropagationManager` under ``attribute``. A module that brings its
-      own keeps it.
+      own keeps it. What another callback gave is given back after an evaluation.
     - The tape is cleared at each batch and after an exception.
     - Training steps draw from a stream of random numbers of their own. With several ranks, each
       has its own, also after ``seed_everything``; it depends on Lightning's seed and the rank.
@@ -81,6 +81,7 @@ class PropagationCallback(Callback):
         self.options = dict(options or {})
         self.sync = sync
         self._noise = NoiseStream()
+        self._displaced: PropagationManager | None = None
         # Made at once, so that a misspelt name is an error where it was written.
         self._manager = self._make_manager()
 
@@ -111,9 +112,19 @@ class PropagationCallback(Callback):
         leave_at_exit()
         present = getattr(pl_module, self.attribute, None)
         if present is None or getattr(present, "given_by_callback", False):
+            # Another Trainer's, whose training this evaluation may interrupt.
+            elsewhere = stage != "fit" and present not in (None, self._manager)
+            self._displaced = present if elsewhere else None
             setattr(pl_module, self.attribute, self._manager)
         else:
             self.manager_of(pl_module)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Give another callback's manager back."""
+        del trainer, stage
+        displaced, self._displaced = self._displaced, None
+        if displaced is not None:
+            setattr(pl_module, self.attribute, displaced)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse what can be seen only when the strategy has been set up."""
@@ -191,6 +202,7 @@ class PropagationCallback(Callback):
         manager = getattr(pl_module, self.attribute, None)
         if isinstance(manager, PropagationManager):
             manager.reset()
+        self.teardown(trainer, pl_module, "")  # which Lightning leaves out
         leave_on_failure(trainer, exception)
 
     # -- inner -------------------------------------------------------------------------------

@@ -46,7 +46,9 @@ def make_distribution(
         estimator: who asks, for error messages.
 
     Raises:
-        TypeError: if neither form is complete, both are mixed, or no distribution comes of it.
+        TypeError: if neither form is complete, both are mixed, or no distribution comes of it; if
+            a normal distribution's parameters are not floating point.
+        ValueError: if they are on two devices.
     """
     if dist is not None:
         if dist_class is not None or dist_params is not None:
@@ -55,6 +57,7 @@ def make_distribution(
             raise TypeError(
                 f"dist must be a torch.distributions.Distribution; got {type(dist).__name__}."
             )
+        _check_parameters(dist, "dist")
         return dist
     if dist_class is None or dist_params is None:
         missing = "dist_class" if dist_class is None else "dist_params"
@@ -84,7 +87,27 @@ def make_distribution(
             "dist_class must make a torch.distributions.Distribution; got a "
             f"{type(made).__name__} from it."
         )
+    _check_parameters(made, "dist_params")
     return made
+
+
+def _check_parameters(dist: Distribution, name: str) -> None:
+    """Raise for a normal distribution that PyTorch makes but cannot draw from."""
+    while type(dist) is Independent:
+        dist = dist.base_dist
+    if type(dist) is not Normal:
+        return
+    loc, scale = dist.loc, dist.scale
+    if not loc.is_floating_point():
+        raise TypeError(
+            f"{name}: a Normal's loc and scale must be floating point; got dtype {loc.dtype}. "
+            "Convert them, or the state that they are computed from: x.float()."
+        )
+    if loc.device != scale.device:
+        raise ValueError(
+            f"{name}: a Normal's loc and scale must be on one device; got {loc.device} and "
+            f"{scale.device}. Move one of them: scale.to(loc.device)."
+        )
 
 
 def require_rsample(dist: Distribution, estimator: str) -> None:
@@ -287,7 +310,7 @@ def attached_sample(dist: Distribution, x: Tensor | None) -> Tensor:
 
 
 def centred_at(x: Tensor | None, noise: Tensor, dist: Distribution) -> Tensor:
-    """Return ``noise`` around ``x``, if each particle has noise of its own.
+    """Return ``noise`` around ``x``, if each particle has noise of its own, on the same device.
 
     Particles that share their noise would make a leave-one-out baseline and the variances of
     gradients meaningless, without any other sign.
@@ -306,6 +329,11 @@ def centred_at(x: Tensor | None, noise: Tensor, dist: Distribution) -> Tensor:
             f"dist_params must give each particle and coordinate of x, shape {list(x.shape)}, "
             f"noise of its own; got noise of shape {list(noise.shape)}. Expand the parameters, "
             "e.g. torch.full_like(x, scale)."
+        )
+    if noise.device != x.device:
+        raise ValueError(
+            f"x and dist_params must be on one device; got {x.device} and {noise.device}. Move "
+            "one of them: x.to(device)."
         )
     return x + noise
 
