@@ -58,7 +58,9 @@ def collect_episode(
     if seed is not None:
         env.action_space.seed(seed)
     observation, info = env.reset(seed=seed)
-    observations, actions, rewards = [observation], [], []
+    observations: list[Any] = [observation]
+    actions: list[Any] = []
+    rewards: list[float] = []
     ended = False
 
     def so_far() -> Episode:

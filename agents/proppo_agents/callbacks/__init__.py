@@ -1,1 +1,5 @@
 """Lightning callbacks that watch an agent."""
+
+from proppo_agents.callbacks.prediction_figure import PredictionFigure
+
+__all__ = ["PredictionFigure"]
