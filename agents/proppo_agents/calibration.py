@@ -68,6 +68,28 @@ def expected_share(deviations: float = 2.0) -> float:
     return math.erf(deviations / math.sqrt(2))
 
 
+def too_few_inside(z: Tensor, deviations: float = 2.0, level: float = 0.01) -> Tensor:
+    """Return for which coordinates [D] a true normal model is unlikely to have so few inside.
+
+    An exact binomial test, for errors that are independent of each other, as those of single steps
+    are.
+
+    Args:
+        z: standardized errors [N, D].
+        deviations: how far inside reaches.
+        level: at most this share of true models is found wrong.
+    """
+    count = len(z)
+    share = expected_share(deviations)
+    weights = [
+        math.comb(count, k) * share**k * (1 - share) ** (count - k) for k in range(count + 1)
+    ]
+    # at_most[k]: the probability of k or fewer inside.
+    at_most = torch.tensor(weights, dtype=torch.float64).cumsum(0)
+    inside = (z.abs() <= deviations).sum(0)
+    return at_most[inside.cpu()] < level
+
+
 def root_mean_square(z: Tensor) -> Tensor:
     """Return the root mean square [D] of standardized errors [N, D].
 

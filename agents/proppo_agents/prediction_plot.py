@@ -12,7 +12,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from proppo_agents.calibration import expected_share, moments, root_mean_square, share_inside
+from proppo_agents.calibration import (
+    expected_share,
+    moments,
+    root_mean_square,
+    share_inside,
+    too_few_inside,
+)
 from proppo_agents.figures.style import BLACK, BLUE, SKY, VERMILLION, grid, new_figure
 from proppo_agents.predictions import Prediction
 
@@ -26,7 +32,8 @@ def draw_prediction(
 ) -> Figure:
     """Draw each coordinate's real trajectory over the predicted band of 2 standard deviations.
 
-    Real points outside the band are marked.
+    Real points outside the band are marked, and so are coordinates whose one-step predictions have
+    so few inside that a true model would with a probability below 1 %.
 
     Args:
         prediction: what is drawn.
@@ -39,25 +46,40 @@ def draw_prediction(
     one_step = float(share_inside(prediction.one_step_errors).mean())
     rollout = float(share_inside(prediction.rollout_errors).mean())
     rms = float(root_mean_square(prediction.one_step_errors).mean())
+    height = 2.4 * rows + 1.6
     figure = new_figure(
         width=3.4 * columns + 0.6,
-        height=2.3 * rows + 1.5,
-        title=f"{title}\ninside 2σ: rollout {rollout:.0%}, one step {one_step:.0%}",
+        height=height,
+        # Below its two lines, room for the legend.
+        title=f"{title}\ninside 2σ: rollout {rollout:.0%}, one step {one_step:.0%}\n",
         note=f"A normal distribution has {expected_share():.0%} inside. One-step errors over their "
         f"predicted deviation: {rms:.2g} (rms),\nwhich is 1 if the model tells the truth, more if "
         "it is too sure, less if it is not sure enough.",
     )
+    too_sure = too_few_inside(prediction.one_step_errors)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True)
     for index, each in enumerate(axes.flat):
         if index >= size:
             each.set_visible(False)
             continue
         _draw_coordinate(each, prediction, index)
-        each.set_title(_name(prediction, index, names), fontsize=9)
+        lies = bool(too_sure[index])
+        each.set_title(
+            _name(prediction, index, names) + (", too sure" if lies else ""),
+            fontsize=9,
+            color=VERMILLION if lies else BLACK,
+        )
         if index >= size - columns:
             each.set_xlabel("step")
             each.tick_params(labelbottom=True)
-    figure.legend(handles=_legend(), loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(
+        handles=_legend(),
+        loc="upper center",
+        bbox_to_anchor=(0.5, 1 - 0.42 / height),
+        ncols=4,
+        fontsize=8,
+        frameon=False,
+    )
     return figure
 
 
@@ -92,7 +114,7 @@ def _name(prediction: Prediction, index: int, names: Sequence[str] | None) -> st
         name += ", angle (rad)"
     rollout = float(share_inside(prediction.rollout_errors)[index])
     one_step = float(share_inside(prediction.one_step_errors)[index])
-    return f"{name}: {rollout:.0%} inside, one step {one_step:.0%}"
+    return f"{name}\n{rollout:.0%} inside, one step {one_step:.0%}"
 
 
 def _legend() -> list[Line2D | Patch]:
