@@ -83,7 +83,9 @@ class EpisodeFolder:
                 return path
             if found is not None:
                 numbers.append(int(found[1]))
-        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.path.is_dir():
+            self.path.mkdir(parents=True, exist_ok=True)
+            _sync_folder(self.path.parent)
         # Of two that write at once, both may take this number; the digest tells them apart.
         target = self.path / f"episode-{max(numbers) + 1:05d}-{digest}.npz"
         arrays: dict[str, Any] = dict(_arrays(episode))
