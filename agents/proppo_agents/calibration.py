@@ -16,17 +16,19 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-# Takes observations [P, D] and actions [P, A] to the distribution of the next observations.
+# These take observations [P, D] and actions [P, A] to the distribution of the next observations,
+# and to such, drawn.
 Model = Callable[[Tensor, Tensor], Distribution]
+Draw = Callable[[Tensor, Tensor], Tensor]
 
 
 def roll_out(
-    model: Model, act: Callable[[int, Tensor], Tensor], start: Tensor, horizon: int
+    draw: Draw, act: Callable[[int, Tensor], Tensor], start: Tensor, horizon: int
 ) -> Tensor:
     """Draw trajectories from a model.
 
     Args:
-        model: of the transition.
+        draw: a step.
         act: takes the step, from 0, and observations [P, D] to actions [P, A].
         start: [P, D], the first observations.
         horizon: H.
@@ -37,7 +39,7 @@ def roll_out(
     trajectory = [start]
     for step in range(horizon):
         x = trajectory[-1]
-        trajectory.append(model(x, act(step, x)).sample())
+        trajectory.append(draw(x, act(step, x)))
     return torch.stack(trajectory)
 
 

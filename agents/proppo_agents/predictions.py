@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from proppo_agents.calibration import (
+    Draw,
     Model,
     moments,
     one_step_errors,
@@ -56,6 +57,7 @@ def predict_episode(
     particles: int,
     angles: Sequence[int] = (),
     seed: int = 0,
+    draw: Draw | None = None,
 ) -> Prediction:
     """Predict an episode from its first observation.
 
@@ -69,6 +71,8 @@ def predict_episode(
         particles: P, at least 2.
         angles: the coordinates that are angles (rad).
         seed: of the trajectories.
+        draw: a step of a rollout, where that is something else than a sample of the model's
+            distribution; None: such a sample.
     """
     start = episode.observations[:1].expand(particles, -1)
     actions = episode.actions
@@ -79,10 +83,13 @@ def predict_episode(
         # Policies and models may have another precision than the episode.
         return policy(x).to(actions)
 
+    def sample(x: Tensor, action: Tensor) -> Tensor:
+        return model(x, action).sample()
+
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed a GPU's too.
         torch.default_generator.manual_seed(seed)
-        trajectories = roll_out(model, act, start, len(actions))
+        trajectories = roll_out(draw or sample, act, start, len(actions))
     real = unwrapped(episode.observations, angles)
     mean, std = moments(trajectories)
     return Prediction(

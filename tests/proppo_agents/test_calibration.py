@@ -110,13 +110,18 @@ def test_a_policy_acts_in_the_rollouts_and_knows_what_they_observe() -> None:
         seen.append((step, x))
         return x[:, :1] * 0 + 1.0
 
-    def certain(x: Tensor, u: Tensor) -> Normal:
-        return Normal(x + u, torch.full_like(x, 1e-300))
-
-    found = roll_out(certain, act, torch.zeros(3, 2, dtype=torch.float64), 4)
+    found = roll_out(torch.add, act, torch.zeros(3, 2, dtype=torch.float64), 4)
     assert [step for step, _ in seen] == [0, 1, 2, 3]
     assert torch.equal(found[:, 0, 0], torch.arange(5.0, dtype=torch.float64))
     assert torch.equal(found[2], seen[2][1])
+
+
+def test_rollouts_may_draw_otherwise_than_the_model_says() -> None:
+    episode = real_episode(3)
+    found = predict_episode(model(), None, episode, 4, draw=lambda x, u: x * 0 + 7.0)
+    assert bool((found.trajectories[1:] == 7).all())
+    expected = one_step_errors(model(), episode.observations, episode.actions)
+    assert torch.equal(found.one_step_errors, expected)
 
 
 def test_a_policy_may_have_another_precision() -> None:
