@@ -296,11 +296,11 @@ class PropagationManager:
             self._unrecorded_costs.append(total)
             return costs
         if self._costs and self._costs[0].device != total.device:
-            expected, came = self._costs[0].device, total.device
+            earlier, later = self._costs[0].device, total.device
             self._end_by_error()
             raise ValueError(
-                f"costs of one rollout must be on one device; got costs on {expected} and then on "
-                f"{came}. Move them: costs.to(x.device)."
+                f"costs of one rollout must be on one device; got costs on {earlier} and then on "
+                f"{later}. Move them: costs.to(x.device)."
             )
         self._costs.append(total)
         if self._tape.ranks is not ALONE:
