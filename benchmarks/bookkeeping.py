@@ -18,12 +18,7 @@ a million nodes, where tracing itself takes gigabytes).
 from __future__ import annotations
 
 import argparse
-import csv
-import gc
-import statistics
 import sys
-import time
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,38 +26,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lightning_proppo import PropagationManager
-from lightning_proppo.propagators import Propagator
-
-FIELDS = [
-    "nodes",
-    "system",
-    "repetitions",
-    *(f"{way}_{what}" for way in ("forward", "backward", "both") for what in ("us", "low", "high")),
-    "bytes",
-]
-AT_LEAST = 10_000
-TRACED = 1_000_000
-
-
-class Empty(Propagator):
-    """Calls both computations, which do nothing."""
-
-    def forward_impl(self, x: Any, node: Any = None) -> Any:
-        """Keep nothing."""
-        return {}
-
-    def backward_impl(self, node: Any, message: Any) -> Any:
-        """Send nothing."""
-        return {}
-
-
-def our_systems() -> dict[str, Callable[[], Any]]:
-    """Return functions that make our managers."""
-    return {
-        "no computation": lambda: PropagationManager(Propagator()),
-        "empty computations": lambda: PropagationManager(Empty()),
-    }
+from proppo_agents.figures.bookkeeping import FIELDS, draw, measure, our_systems
+from proppo_agents.figures.experiment import Row, write_table
+from proppo_agents.figures.style import save
 
 
 def peer_systems() -> dict[str, Callable[[], Any]]:
@@ -87,88 +53,6 @@ def peer_systems() -> dict[str, Callable[[], Any]]:
     }
 
 
-def seconds(make: Callable[[], Any], nodes: int) -> tuple[float, float]:
-    """Return the seconds that a node takes, forward and backward."""
-    rollouts = max(1, AT_LEAST // nodes)
-    forward = backward = 0.0
-    for _ in range(rollouts):
-        manager = make()
-        if rollouts == 1:
-            gc.collect()
-        start = time.perf_counter()
-        for _ in range(nodes):
-            manager.forward(None)
-        between = time.perf_counter()
-        manager.backward()
-        end = time.perf_counter()
-        forward, backward = forward + between - start, backward + end - between
-    return forward / rollouts / nodes, backward / rollouts / nodes
-
-
-def memory(make: Callable[[], Any], nodes: int) -> float:
-    """Return the bytes that a node holds when the rollout has been recorded."""
-    manager = make()
-    tracemalloc.start()
-    for _ in range(nodes):
-        manager.forward(None)
-    gc.collect()
-    held, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    return held / nodes
-
-
-def measure(
-    systems: dict[str, Callable[[], Any]], nodes: int, repetitions: int
-) -> list[dict[str, Any]]:
-    """Time all systems in turn, and again, and summarize each."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in systems}
-    for make in systems.values():  # warm up
-        seconds(make, 100)
-    for _ in tqdm(range(repetitions), desc=f"{nodes} nodes", leave=False, disable=None):
-        for name, make in systems.items():
-            times[name].append(seconds(make, nodes))
-    rows = []
-    for name, make in systems.items():
-        row: dict[str, Any] = {"nodes": nodes, "system": name, "repetitions": repetitions}
-        ways = (*zip(*times[name], strict=True), [sum(pair) for pair in times[name]])
-        for way, values in zip(("forward", "backward", "both"), ways, strict=True):
-            row[f"{way}_us"] = 1e6 * statistics.median(values)
-            row[f"{way}_low"], row[f"{way}_high"] = 1e6 * min(values), 1e6 * max(values)
-        row["bytes"] = memory(make, nodes) if nodes <= TRACED else None
-        rows.append(row)
-    return rows
-
-
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw the seconds of whole rollouts against the number of nodes, both on log scales."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.5), sharex=True, sharey=True, layout="tight")
-    for ax, way in zip(axes, ("forward", "backward", "both"), strict=True):
-        for number, name in enumerate(dict.fromkeys(row["system"] for row in rows)):
-            own = [row for row in rows if row["system"] == name]
-            nodes = [row["nodes"] for row in own]
-            middle, low, high = (
-                [1e-6 * row["nodes"] * row[f"{way}_{what}"] for row in own]
-                for what in ("us", "low", "high")
-            )
-            line = "--" if name.startswith("prototype") else "-"
-            ax.plot(nodes, middle, line, color=f"C{number}", marker="o", markersize=3, label=name)
-            ax.fill_between(nodes, low, high, color=f"C{number}", alpha=0.2, linewidth=0)
-        ax.set_xscale("log")
-        ax.set_yscale("log")
-        ax.set_xlabel("nodes")
-        ax.set_title(way if way != "both" else "forward and backward")
-        ax.grid(alpha=0.3)
-    axes[0].set_ylabel("seconds")
-    axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -190,9 +74,12 @@ def main() -> None:
         f"{'nodes':>9} {'system':<29} {'forward us':>10} {'low .. high':>16} {'backward us':>11} "
         f"{'low .. high':>16} {'both us':>8} {'bytes':>7} {'ratio':>6}\n"
     )
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for nodes in arguments.counts:
-        found = measure(systems, nodes, arguments.repetitions)
+        with tqdm(
+            total=arguments.repetitions, desc=f"{nodes} nodes", leave=False, disable=None
+        ) as bar:
+            found = measure(systems, nodes, arguments.repetitions, bar)
         times = {row["system"]: row["both_us"] for row in found}
         for row in found:
             # How many times faster than the prototype.
@@ -209,12 +96,10 @@ def main() -> None:
         sys.stdout.flush()
         rows.extend(found)
     if arguments.csv is not None:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(arguments.csv, FIELDS, rows)
     if arguments.png is not None:
-        draw(rows, arguments.png)
+        note = f"medians of {arguments.repetitions} repetitions; bands: least and greatest"
+        save(draw(rows, note), arguments.png)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The packages' imports point one way; and two statements that libraries do not make."""
+"""The packages' imports point one way; and what libraries do not do."""
 
 from __future__ import annotations
 
@@ -257,6 +257,17 @@ def test_there_is_no_cycle(ours: list[Module]) -> None:
         graphlib.TopologicalSorter(edges).prepare()
     except graphlib.CycleError as error:
         pytest.fail(f"modules import each other in a circle: {' -> '.join(error.args[1])}")
+
+
+def test_libraries_do_not_use_pyplot(ours: list[Module]) -> None:
+    # It chooses a backend, and keeps every figure, for the whole process.
+    wrong = [
+        told(module, found)
+        for module in ours
+        for found in imports(module.tree, module.package)
+        if lies_in(found.name, "matplotlib.pyplot", "pylab")
+    ]
+    assert not wrong
 
 
 def test_libraries_do_not_print(ours: list[Module]) -> None:

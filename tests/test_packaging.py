@@ -142,6 +142,17 @@ def test_the_command_of_the_wheel_runs(clean_environment: Path, tmp_path: Path) 
     assert "--ckpt" in told
 
 
+def test_the_command_of_the_wheel_finds_the_figures(
+    clean_environment: Path, tmp_path: Path
+) -> None:
+    command = clean_environment / "bin" / "lightning-proppo"
+    assert re.search(r"^  figures +Compute", run(command, "--help", cwd=tmp_path), re.MULTILINE)
+    told = run(command, "figures", "8c", "--quick", "--out", "made", cwd=tmp_path)
+    assert "figure 8c" in told
+    made = {path.name for path in (tmp_path / "made").iterdir()}
+    assert made == {"figure-8c-quick.png", "figure-8c-quick.csv"}
+
+
 def test_the_editable_installation_works_from_elsewhere(tmp_path: Path) -> None:
     # All of them: a build has left the metadata of one in the root of the repository.
     origins = [

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_proppo import PropagationManager
+from proppo_agents.ranks import empty_batches
 from proppo_envs import ChaoticRNN
 
 
@@ -69,7 +70,7 @@ class ChaoticRNNModule(pl.LightningModule):
 
     def train_dataloader(self) -> DataLoader[int]:
         """Return ``steps`` batches without content: a rollout needs no data."""
-        return DataLoader(range(self.steps), batch_size=1)  # type: ignore[arg-type]
+        return empty_batches(self.steps)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam."""

@@ -22,6 +22,7 @@ from proppo_agents.encodings import check_angles
 from proppo_agents.episodes import Episode, collect_episode
 from proppo_agents.plots import plot_trials
 from proppo_agents.policies import RBFPolicy
+from proppo_agents.ranks import empty_batches, made_by_first, mean_over_ranks, own_noise, share_of
 from proppo_agents.trials import Trial
 
 
@@ -35,6 +36,10 @@ class PILCO(pl.LightningModule):
     PIPPS, Parmas et al. 2018). After the last epoch the final policy has its episode too.
 
     The manager comes from :class:`lightning_proppo.PropagationCallback`.
+
+    On several ranks the particles are shared out evenly. The first rank alone acts in the real
+    environment, fits the model and draws new policies, and sends the others what came of it, so
+    that episodes, model and policy are the same on all of them.
 
     Logged: at each step ``predicted/return`` (of the model's rollouts, of the policy that the step
     starts from); at each episode, with the number of steps the policy has had, ``real/return``
@@ -54,7 +59,8 @@ class PILCO(pl.LightningModule):
         spread: [D], a typical deviation from 0 of each coordinate; see :class:`RBFPolicy`.
         centres: basis functions of the policy.
         initial_weight_std: of the policy's weights.
-        particles: P, rollouts for each gradient.
+        particles: rollouts for each gradient, of all ranks together; P, a rank's share of them, in
+            the shapes below.
         horizon: H, steps of a predicted rollout; None: as many as an episode has. With more, a
             policy cannot let go in an episode's last steps, where a fall has no time to cost much.
         steps: gradient steps in an epoch.
@@ -69,7 +75,8 @@ class PILCO(pl.LightningModule):
         fit_steps: Adam's steps in fitting the model.
 
     Raises:
-        ValueError: if an argument is not as said here.
+        ValueError: if an argument is not as said here; at the start of training, if ``particles``
+            is not a multiple of the number of ranks.
     """
 
     manager: PropagationManager
@@ -164,13 +171,14 @@ class PILCO(pl.LightningModule):
 
         Returns:
             The manager's loss [], the mean cost over the horizon; and the mean return [] of an
-            episode, without a gradient.
+            episode, without a gradient. On several ranks: of this rank's particles.
         """
         if self.dynamics is None:
             raise RuntimeError("predict: there is no model yet; call refit() first.")
         cost = self.env.unwrapped.cost  # type: ignore[attr-defined]
+        particles = share_of(self._trainer, self.particles, "particles")
         x = self.initial_mean + self.initial_std * torch.randn(
-            (self.particles, len(self.initial_mean)),
+            (particles, len(self.initial_mean)),
             dtype=self.initial_mean.dtype,
             device=self.initial_mean.device,
         )
@@ -184,6 +192,11 @@ class PILCO(pl.LightningModule):
         return self.manager.loss(), (1 - torch.stack(costs[: self.episode_steps])).sum()
 
     # -- a trial -----------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Refuse particles that cannot be shared out, before an episode is spent."""
+        if stage == "fit":
+            share_of(self.trainer, self.particles, "particles")
 
     def on_train_epoch_start(self) -> None:
         """Collect an episode with the current policy and refit the model."""
@@ -200,7 +213,7 @@ class PILCO(pl.LightningModule):
         del batch, batch_idx
         loss, predicted_return = self.predict()
         self._predicted.append(predicted_return)
-        self.log("predicted/return", predicted_return, prog_bar=True)
+        self.log("predicted/return", predicted_return, prog_bar=True, sync_dist=True)
         self.log("real/return", self.trials[-1].real_return, prog_bar=True, logger=False)
         return loss
 
@@ -213,13 +226,16 @@ class PILCO(pl.LightningModule):
 
     def collect(self, policy: Callable[[Tensor], Tensor] | None) -> Episode:
         """Act for one episode, keep it as data, and log what came of it."""
-        seed = int(torch.randint(2**31 - 1, ()))
-        episode = collect_episode(self.env, policy, seed)
-        last = [float(value) for value in self._predicted[-10:]]
+        last = self._predicted[-10:]
         self._predicted = []
+        predicted = mean_over_ranks(self._trainer, torch.stack(last)).tolist() if last else []
+
+        # Drawn by all ranks, so that their generators stay in step.
+        seed = int(torch.randint(2**31 - 1, ()))
+        episode = made_by_first(self._trainer, lambda: collect_episode(self.env, policy, seed))
         trial = Trial(
             steps=self.global_step if self._trainer else 0,
-            predicted_return=statistics.fmean(last) if last else None,
+            predicted_return=statistics.fmean(predicted) if predicted else None,
             real_return=episode.total,
             success=episode.success,
         )
@@ -236,19 +252,27 @@ class PILCO(pl.LightningModule):
 
     def refit(self) -> None:
         """Fit the model to all episodes."""
-        dynamics = GPDynamics.fit(self.episodes, self.angles, self.fit_steps)
+        # Not by each rank for itself: where processors differ, so do an optimizer's results.
+        dynamics = made_by_first(
+            self._trainer, lambda: GPDynamics.fit(self.episodes, self.angles, self.fit_steps)
+        )
         self.dynamics = dynamics.to(self.initial_mean)
         self._log_now({"dynamics/noise_std": float(dynamics.posterior.noise_std.mean())})
 
     @torch.no_grad()
     def start_search(self) -> None:
         """Put the best of some random policies, by the model, in the policy's place."""
-        found: list[tuple[float, dict[str, Tensor]]] = []
-        for _ in range(self.candidates):
-            candidate = self._new_policy().state_dict()
-            self.policy.load_state_dict(candidate)
-            found.append((float(self.predict()[0]), candidate))
-        self.policy.load_state_dict(min(found, key=lambda pair: pair[0])[1])
+        candidates: list[dict[str, Tensor]] = []
+        costs: list[Tensor] = []
+        with own_noise(self._trainer, self.initial_mean.device):
+            for _ in range(self.candidates):
+                drawn = made_by_first(self._trainer, lambda: self._new_policy().state_dict())
+                self.policy.load_state_dict(drawn)
+                candidates.append(drawn)
+                costs.append(self.predict()[0])
+        mean = mean_over_ranks(self._trainer, torch.stack(costs))
+        best = int(mean.nan_to_num(nan=math.inf).argmin())
+        self.policy.load_state_dict(candidates[best])
         self._search_started = len(self.trials)
         if self._trainer is not None:
             for optimizer in self.trainer.optimizers:
@@ -258,7 +282,7 @@ class PILCO(pl.LightningModule):
 
     def train_dataloader(self) -> DataLoader[int]:
         """Return ``steps`` batches without content: the data are the model's own rollouts."""
-        return DataLoader(range(self.steps), batch_size=1)  # type: ignore[arg-type]
+        return empty_batches(self.steps)
 
     def configure_optimizers(self) -> Any:
         """Return Adam on the policy, its rate falling along a cosine in each trial."""

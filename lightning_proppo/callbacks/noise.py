@@ -44,7 +44,8 @@ class NoiseStream:
         loaded, self._loaded = self._loaded, None
         if loaded is not None:
             if len(loaded["cpu"]) == size and loaded.keys() == {"cpu", device.type}:
-                self.states = {name: state[rank] for name, state in loaded.items()}
+                # Copies: set_rng_state reads a view from the start of its storage, and crashes.
+                self.states = {name: state[rank].clone() for name, state in loaded.items()}
                 return
             warnings.warn(
                 f"the checkpoint holds the noise of {len(loaded['cpu'])} ranks on "

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback
 
+from lightning_proppo.callbacks.leaving import leave_at_exit, leave_on_failure
 from lightning_proppo.callbacks.noise import NoiseStream
+from lightning_proppo.callbacks.strategies import (
+    refuse_sharded_parts,
+    refuse_static_accumulation,
+    refuse_strategy,
+)
 from lightning_proppo.errors import PropagationError
 from lightning_proppo.manager import PropagationManager
 from lightning_proppo.propagators import Propagator
@@ -28,6 +34,7 @@ class PropagationCallback(Callback):
       Checkpoints hold it: a run that is resumed draws what it would have drawn.
     - With several ranks, baselines, weights and fitted Gaussians are made of the particles of all
       (``sync``).
+    - A rank that fails tells why and ends, and does not leave the others waiting.
     - A ``training_step`` whose rollout would be lost without a word is an error.
     - The module's loggers get ``propagation/cost`` and, with TP, ``propagation/lr_weight``, the
       mean weight given to LR.
@@ -44,7 +51,8 @@ class PropagationCallback(Callback):
         sync: see :class:`PropagationManager`; False leaves each rank its own statistics.
 
     Raises:
-        TypeError, ValueError: for an unknown estimator or option.
+        TypeError, ValueError: for an unknown estimator or option; at the start of training,
+            ValueError for FSDP, model parallelism and DeepSpeed.
     """
 
     def __init__(
@@ -97,13 +105,20 @@ class PropagationCallback(Callback):
     # -- Lightning's hooks -------------------------------------------------------------------
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Give the module its manager."""
-        del trainer, stage
+        """Refuse strategies that cannot work; give the module its manager."""
+        if stage == "fit":
+            refuse_strategy(trainer.strategy)
+        leave_at_exit()
         present = getattr(pl_module, self.attribute, None)
         if present is None or getattr(present, "given_by_callback", False):
             setattr(pl_module, self.attribute, self._manager)
         else:
             self.manager_of(pl_module)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Refuse what can be seen only when the strategy has been set up."""
+        refuse_sharded_parts(pl_module)
+        refuse_static_accumulation(trainer.strategy, trainer.accumulate_grad_batches)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin the stream of noise, or go on with that of a checkpoint."""
@@ -171,12 +186,12 @@ class PropagationCallback(Callback):
         self._noise.leave()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Clear the tape."""
-        del trainer, exception
+        """Clear the tape; on several ranks, leave before anything waits for the others."""
         self._noise.leave()
         manager = getattr(pl_module, self.attribute, None)
         if isinstance(manager, PropagationManager):
             manager.reset()
+        leave_on_failure(trainer, exception)
 
     # -- inner -------------------------------------------------------------------------------
 

@@ -1,13 +1,15 @@
-"""The command ``lightning-proppo``: evaluate, fit, and what they say when they cannot."""
+"""The command ``lightning-proppo``: its subcommands, and what they say when they cannot."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_proppo.cli import Evaluation, load_module, main
+from lightning_proppo.cli import CommandError, Evaluation, commands, load_module, main
 
 # In a file of its own, as a user's would be: it is found by its dotted path.
 MODULE = '''
@@ -416,6 +418,97 @@ def test_an_unknown_key_in_the_file_is_refused(
         main(["fit", "--config", "a.yaml"])
     assert stopped.value.code == 2
     assert "unheard_of" in capsys.readouterr().err
+
+
+# what other packages bring
+
+received: list[list[str]] = []
+
+
+def greet(args: Sequence[str]) -> int | None:
+    """Greet whoever is named.
+
+    Not in the summary.
+    """
+    received.append(list(args))
+    if args == ["nobody"]:
+        raise CommandError("there is nobody to greet.")
+    return 3 if args == ["three"] else None
+
+
+@pytest.fixture
+def brought(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages that bring a subcommand, one that cannot be imported, and one of a taken name."""
+    points = [
+        EntryPoint("greet", f"{__name__}:greet", commands.GROUP),
+        EntryPoint("broken", "no_such_package.command:main", commands.GROUP),
+        EntryPoint("evaluate", "no_such_package.command:main", commands.GROUP),
+    ]
+    monkeypatch.setattr(
+        commands.importlib.metadata,
+        "entry_points",
+        lambda group: [point for point in points if point.group == group],
+    )
+    received.clear()
+
+
+@pytest.mark.usefixtures("brought")
+def test_a_subcommand_is_given_what_follows_its_name() -> None:
+    assert main(["greet", "--name", "x"]) == 0
+    assert main(["greet", "three"]) == 3
+    assert received == [["--name", "x"], ["three"]]
+
+
+@pytest.mark.usefixtures("brought")
+def test_its_error_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["greet", "nobody"]) == 2
+    told = capsys.readouterr()
+    assert told.err == "lightning-proppo greet: error: there is nobody to greet.\n"
+    assert told.out == ""
+
+
+@pytest.mark.usefixtures("brought")
+def test_the_help_lists_subcommands_and_says_which_cannot_be_imported(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^  greet +Greet whoever is named\.$", told, flags=re.MULTILINE)
+    assert re.search(r"^  broken +no_such_package.command:main cannot be imported", told, re.M)
+    assert re.search(r"^  evaluate +Play real episodes", told, flags=re.MULTILINE)
+
+
+@pytest.mark.usefixtures("brought")
+def test_one_that_cannot_be_imported_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["broken"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("lightning-proppo broken: error: no_such_package.command:main cannot")
+    assert told.count("\n") == 1
+
+
+@pytest.mark.usefixtures("brought")
+def test_a_name_that_is_taken_stays_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--ckpt", "absent.ckpt"]) == 2
+    assert "the checkpoint absent.ckpt does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("brought")
+@pytest.mark.parametrize(
+    ("given", "meant"), [("gret", "greet"), ("evalute", "evaluate"), ("fti", "fit")]
+)
+def test_a_near_miss_is_told_what_was_meant(
+    given: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([given, "--name", "x"]) == 2
+    told = capsys.readouterr().err
+    assert f"no subcommand {given!r}" in told
+    assert "fit, validate, test, predict, evaluate, greet, broken" in told
+    assert told.rstrip().endswith(f"Did you mean {meant!r}?")
+    assert received == []
 
 
 # as a process

@@ -1,0 +1,201 @@
+"""``evaluate``: acts in the real system with the policy of a checkpoint.
+
+It asks two things of a module:
+
+- The checkpoint says which class it holds, as a dotted path under ``"module_class"`` (put there in
+  ``on_save_checkpoint``; for a module trained by ``fit`` that calls ``save_hyperparameters``,
+  Lightning has noted it already).
+- The class has a method ``evaluate_policy(episodes, seed)``, which returns
+  ``{"returns": [...], "success": [...]}``, one entry for each episode. If it takes an argument
+  ``progress``, it is given a function to call with 1 after each episode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import inspect
+import json
+import math
+import pkgutil
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from tqdm import tqdm
+
+from lightning_proppo.cli.program import PROGRAM, CommandError, first_line
+
+SUMMARY = "Play real episodes with the policy of a checkpoint and give their returns."
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of some episodes.
+
+    Attributes:
+        returns: the sum of rewards of each.
+        success: whether each reached the goal.
+    """
+
+    returns: list[float]
+    success: list[bool]
+
+    def as_json(self) -> str:
+        """Return one line. A return that is no finite number becomes null."""
+        returns = [value if math.isfinite(value) else None for value in self.returns]
+        return json.dumps({"returns": returns, "success": self.success}, allow_nan=False)
+
+    def as_text(self) -> str:
+        """Return a table with a summary below it."""
+        lines = [f"{'episode':>7}  {'return':>10}  success"]
+        for episode, (value, success) in enumerate(zip(self.returns, self.success, strict=True), 1):
+            lines.append(f"{episode:>7}  {value:>10.4g}  {'yes' if success else 'no'}")
+        count = len(self.returns)
+        mean = statistics.fmean(self.returns)
+        # The standard deviation of one episode is not known; it is not zero.
+        spread = statistics.stdev(self.returns) if count > 1 else math.nan
+        lines.append("")
+        lines.append(f"return   {mean:.4g} (mean), {spread:.4g} (standard deviation)")
+        lines.append(f"success  {sum(self.success)} of {count} ({sum(self.success) / count:.0%})")
+        return "\n".join(lines)
+
+
+def main(args: Sequence[str]) -> None:
+    """Run ``evaluate``.
+
+    Args:
+        args: what follows the subcommand's name.
+
+    Raises:
+        CommandError: if the checkpoint cannot be evaluated.
+    """
+    evaluate(_parser().parse_args(args))
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Play episodes with a checkpoint's policy and write what came of them to stdout.
+
+    Args:
+        options: ``ckpt``, ``episodes``, ``seed``, ``json``.
+
+    Raises:
+        CommandError: if the checkpoint cannot be evaluated.
+    """
+    # Libraries greet on stdout, which belongs to the result.
+    with contextlib.redirect_stdout(sys.stderr):
+        module = load_module(Path(options.ckpt))
+        result = _play(module, options.episodes, options.seed)
+    sys.stdout.write((result.as_json() if options.json else result.as_text()) + "\n")
+    sys.stdout.flush()
+
+
+def load_module(path: Path) -> LightningModule:
+    """Return the module that a checkpoint holds, on the CPU, in evaluation mode.
+
+    Nothing but tensors and plain values is unpickled.
+
+    Args:
+        path: of the checkpoint.
+
+    Raises:
+        CommandError: if it cannot be rebuilt.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise CommandError(f"the checkpoint {path} {what}.")
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        # Torch's own words would advise to read it unsafely.
+        raise CommandError(
+            f"{path} is not a checkpoint, or holds more than tensors and plain values, which is "
+            "not read because it could run code."
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise CommandError(f"{path} is not a checkpoint of Lightning's: it has no state_dict.")
+    module_class = _find_class(path, checkpoint)
+    if not callable(getattr(module_class, "evaluate_policy", None)):
+        raise CommandError(
+            f"{module_class.__qualname__} cannot be evaluated: it has no method evaluate_policy."
+        )
+    # Earlier releases of Lightning do not know the argument; the file has just been found safe.
+    known = inspect.signature(module_class.load_from_checkpoint).parameters
+    safely: dict[str, Any] = {"weights_only": True} if "weights_only" in known else {}
+    try:
+        module = module_class.load_from_checkpoint(path, map_location="cpu", **safely)
+    except Exception as error:
+        raise CommandError(
+            f"{module_class.__qualname__} cannot be rebuilt from {path}: {first_line(error)}"
+        ) from error
+    return module.eval()
+
+
+def _find_class(path: Path, checkpoint: dict[str, Any]) -> type[LightningModule]:
+    hyper_parameters = checkpoint.get("hyper_parameters") or {}
+    name = checkpoint.get("module_class") or hyper_parameters.get("_class_path")
+    if not isinstance(name, str):
+        raise CommandError(f"{path} does not say what it holds: it has no key 'module_class'.")
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CommandError(
+            f"{path} holds a {name}, which cannot be imported: {first_line(error)}"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, LightningModule)):
+        raise CommandError(f"{path} holds a {name}, which is not a LightningModule.")
+    return found
+
+
+def _play(module: LightningModule, episodes: int, seed: int) -> Evaluation:
+    evaluate_policy: Any = module.evaluate_policy
+    arguments: dict[str, Any] = {"episodes": episodes, "seed": seed}
+    # disable=None: no bar where stderr is not a terminal.
+    with tqdm(total=episodes, desc="episodes", file=sys.stderr, disable=None) as bar:
+        if "progress" in inspect.signature(evaluate_policy).parameters:
+            arguments["progress"] = bar.update
+        result = evaluate_policy(**arguments)
+        bar.update(episodes - bar.n)
+    name = f"{type(module).__qualname__}.evaluate_policy"
+    if not isinstance(result, dict) or not {"returns", "success"} <= result.keys():
+        raise CommandError(f"{name} must return a dict with 'returns' and 'success'.")
+    returns = [float(value) for value in result["returns"]]
+    success = [bool(value) for value in result["success"]]
+    if not len(returns) == len(success) == episodes:
+        raise CommandError(
+            f"{name} was asked for {episodes} episodes and gave {len(returns)} returns and "
+            f"{len(success)} successes."
+        )
+    return Evaluation(returns, success)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} evaluate",
+        description=SUMMARY,
+    )
+    parser.add_argument("--ckpt", required=True, metavar="PATH", help="the checkpoint")
+    parser.add_argument(
+        "--episodes", type=_positive, default=10, metavar="N", help="how many (default: 10)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of the episodes' noise (default: 0)"
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help='write one line, {"returns": [...], "success": [...]}, and nothing else, to stdout',
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; got {value}")
+    return value

@@ -1,0 +1,141 @@
+"""``fit``, ``validate``, ``test`` and ``predict``: Lightning's command line, and a report."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
+from pytorch_lightning.utilities import rank_zero_only
+
+from lightning_proppo.cli.program import PROGRAM, USER_ERROR
+
+PICTURES = {".png", ".svg", ".pdf"}
+PICTURES_LISTED = 5
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Saves the configuration in the run's folder, if the run has one of its own."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save it."""
+        # Without a logger it would go into the working directory, where the next run finds it and
+        # refuses to start.
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
+
+
+class ProppoCLI(LightningCLI):
+    """Lightning's command line for any LightningModule; says after ``fit`` where things lie."""
+
+    _started = 0.0
+
+    def instantiate_classes(self) -> None:
+        """Make model and trainer; a value that one of them refuses is the user's error."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # The parser's own switch for developers.
+            if os.environ.get("JSONARGPARSE_DEBUG"):
+                raise
+            sys.stderr.write(f"{PROGRAM} {self.subcommand}: error: {error}\n")
+            raise SystemExit(USER_ERROR) from error
+
+    def before_fit(self) -> None:
+        """Note the time."""
+        self._started = time.time()
+
+    def after_fit(self) -> None:
+        """Say where the log, the checkpoints and the plots of this run are."""
+        # Lightning asks all ranks for this one: it is a collective.
+        log_dir = self.trainer.log_dir
+        evaluable = hasattr(self.model, "evaluate_policy")
+        _report_run(self.trainer, log_dir, self._started, evaluable)
+
+
+@rank_zero_only
+def _report_run(trainer: Trainer, log_dir: Any, started: float, evaluable: bool) -> None:
+    rows: list[tuple[str, str]] = []
+    pictures: list[Path] = []
+    checkpoints = _checkpoints(trainer)
+    if trainer.loggers and isinstance(log_dir, str | Path) and Path(log_dir).is_dir():
+        rows.append(("log directory", str(log_dir)))
+        if any(Path(log_dir).glob("events.out.tfevents.*")):
+            rows.append(
+                ("to look at it", f"{_command('tensorboard')} --logdir {quote(str(log_dir))}")
+            )
+        pictures = _pictures_since(Path(log_dir), started)
+    rows += [(f"{found.kind} checkpoint", found.path + found.told) for found in checkpoints]
+    if not checkpoints:
+        rows.append(("checkpoint", "none was saved"))
+    rows += [("plot", str(path)) for path in pictures[:PICTURES_LISTED]]
+    if len(pictures) > PICTURES_LISTED:
+        rows.append(("", f"... and {len(pictures) - PICTURES_LISTED} more"))
+    if evaluable and checkpoints:
+        path = quote(checkpoints[-1].path)
+        rows.append(("to evaluate", f"{_command(PROGRAM)} evaluate --ckpt {path}"))
+    width = max(len(label) for label, _ in rows)
+    lines = [f"  {label:<{width}}  {text}" for label, text in rows]
+    title = f"Trained for {trainer.current_epoch} epochs, {trainer.global_step} steps."
+    sys.stdout.write("\n".join(["", title, *lines, ""]))
+    sys.stdout.flush()
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    kind: str
+    path: str
+    told: str = ""
+
+
+def _checkpoints(trainer: Trainer) -> list[_Checkpoint]:
+    """Return the checkpoint files of a run, the last one at the end."""
+    files: list[_Checkpoint] = []
+    for callback in trainer.checkpoint_callbacks:
+        best = str(getattr(callback, "best_model_path", ""))
+        last = str(getattr(callback, "last_model_path", ""))
+        monitor = getattr(callback, "monitor", None)
+        if best and monitor:
+            score = getattr(callback, "best_model_score", None)
+            told = f" ({monitor} = {float(score):.4g})" if score is not None else ""
+            files.append(_Checkpoint("best", _shortest(best), told))
+        elif best and not last:
+            # Without a quantity to monitor, Lightning calls the latest one the best.
+            last = best
+        if last:
+            files.append(_Checkpoint("last", _shortest(last)))
+    return files
+
+
+def _command(name: str) -> str:
+    """Return how to call a command of this environment, which need not be on the path."""
+    beside = Path(sys.executable).parent / name
+    if shutil.which(name) is None and beside.is_file():
+        return _shortest(str(beside))
+    return name
+
+
+def _shortest(path: str) -> str:
+    """Return a path relative to the working directory where it lies inside, else as it is."""
+    try:
+        return str(Path(path).resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return path
+
+
+def _pictures_since(folder: Path, started: float) -> list[Path]:
+    """Return the pictures below ``folder`` written since ``started``, the latest first."""
+    # Some file systems keep whole seconds only.
+    found = [
+        (path.stat().st_mtime, path)
+        for path in folder.rglob("*")
+        if path.suffix in PICTURES and path.stat().st_mtime >= started - 1.0
+    ]
+    return [path for _, path in sorted(found, reverse=True)]

@@ -1,0 +1,104 @@
+"""Launching scripts whose processes work together, and ending them all if they hang."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+LIMIT = 120  # seconds, after which a launch is given up
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What came of a launch.
+
+    Attributes:
+        pid: of the process that was started, and of its process group.
+        status: its exit status.
+        stdout: of it and its children.
+        stderr: likewise.
+        seconds: from start to end.
+    """
+
+    pid: int
+    status: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def launch(folder: Path, *arguments: str, limit: float = LIMIT) -> Ended:
+    """Run Python with these arguments in a folder; a hang ends all its processes and the test."""
+    return launch_together(folder, [arguments], limit)[0]
+
+
+def launch_together(
+    folder: Path,
+    commands: Sequence[Sequence[str]],
+    limit: float = LIMIT,
+    program: str = sys.executable,
+    environment: Mapping[str, str] | None = None,
+) -> list[Ended]:
+    """Run Python, or another program, several times at once.
+
+    Args:
+        folder: to run in.
+        commands: the arguments of each.
+        limit: in seconds, for all of them.
+        program: what is run.
+        environment: variables besides this process's; each has a ``MASTER_PORT`` of its own.
+    """
+    start = time.monotonic()
+    running = [
+        subprocess.Popen(
+            [program, *arguments],
+            env=_environment() | dict(environment or {}),
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for arguments in commands
+    ]
+    ended = []
+    try:
+        for process in running:
+            left = max(0.0, limit - (time.monotonic() - start))
+            out, err = process.communicate(timeout=left)
+            ended.append(Ended(process.pid, process.returncode, out, err, time.monotonic() - start))
+    except subprocess.TimeoutExpired:
+        for process in running:
+            _end(process)
+        said = "\n".join(str(process.communicate()) for process in running)
+        pytest.fail(f"the processes hung for {limit} seconds; they said:\n{said}")
+    return ended
+
+
+def _environment() -> dict[str, str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK", "PL_GLOBAL_SEED"):
+        environment.pop(name, None)
+    return environment | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
