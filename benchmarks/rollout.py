@@ -35,7 +35,7 @@ import torch
 from benchmarks.stages import Stages
 from benchmarks.timing import times
 from lightning_proppo import PropagationManager
-from proppo_agents import PILCO
+from proppo_agents import PILCO, GPDynamics, RBFPolicy
 from proppo_agents.episodes import Episode
 
 ESTIMATORS = ("RP", "LR", "TP")
@@ -62,10 +62,11 @@ Timed = Callable[[str, Callable[..., Any]], Callable[..., Any]]
 def make_agent(arguments: argparse.Namespace, episodes: list[Episode], dtype: torch.dtype) -> PILCO:
     """Return an agent with a model of the episodes."""
     agent = PILCO(
+        dynamics=GPDynamics(steps=FIT_STEPS),
+        policy=RBFPolicy(basis_functions=arguments.centres),
+        spread=(1.0, 2.0, 3.0, 5.0),
         particles=arguments.particles,
         horizon=arguments.horizon,
-        centres=arguments.centres,
-        fit_steps=FIT_STEPS,
     ).to(dtype)
     agent.episodes = episodes
     agent.refit()
@@ -96,7 +97,7 @@ def peer_steps(arguments: argparse.Namespace, agent: PILCO) -> dict[str, Step]:
     """Return functions that take pipps_demo's policy step (which must be importable)."""
     from pipps.agents import MBAgent
     from pipps.dynamics_models import GPDynamicsModel
-    from pipps.policies import RBFPolicy
+    from pipps.policies import RBFPolicy as PeerPolicy
     from proppo.baseline_funcs import mean_baseline
     from proppo.propagation_manager import PropagationManager as PeerManager
     from proppo.propagators import LRProp, RPProp, TotalProp
@@ -115,7 +116,7 @@ def peer_steps(arguments: argparse.Namespace, agent: PILCO) -> dict[str, Step]:
     likelihood.noise = 0.001 * outputs.var(0).mean().reshape(1)
     model.eval()
     likelihood.eval()
-    start = agent.initial_mean.double().numpy()
+    start = agent.initial.mean_value.double().numpy()
 
     def cost(obs: torch.Tensor, act: torch.Tensor) -> torch.Tensor:
         return agent.env.unwrapped.cost(obs, act)
@@ -128,10 +129,10 @@ def peer_steps(arguments: argparse.Namespace, agent: PILCO) -> dict[str, Step]:
     }
 
     def step_of(estimator: str) -> Step:
-        policy = RBFPolicy(
+        policy = PeerPolicy(
             size, 1, arguments.particles, 0.01, arguments.centres, start, activation="sins"
         )
-        peer = MBAgent(policy, model, start, cost, float(agent.initial_std[0]))
+        peer = MBAgent(policy, model, start, cost, float(agent.initial.std_value[0]))
         manager = PeerManager(default_propagator=propagators[estimator]())
 
         def step() -> None:
@@ -147,8 +148,8 @@ def shares(agent: PILCO, estimator: str, repetitions: int) -> dict[str, float]:
     """Return the median share of each stage in a step."""
     stages = Stages()
     step = our_step(agent, estimator, stages.timed)
-    dynamics, policy = agent.dynamics, agent.policy.forward
-    agent.dynamics = stages.timed("dynamics", dynamics)
+    dynamics, policy = agent.dynamics.forward, agent.policy.forward
+    agent.dynamics.forward = stages.timed("dynamics", dynamics)
     agent.policy.forward = stages.timed("policy", policy)
     step()  # warm up
     found: dict[str, list[float]] = {name: [] for name in SHARES}
@@ -160,7 +161,7 @@ def shares(agent: PILCO, estimator: str, repetitions: int) -> dict[str, float]:
         stages.seconds["propagation"] = total - sum(stages.seconds.values())
         for name, own in found.items():
             own.append(stages.seconds[name] / total)
-    agent.dynamics, agent.policy.forward = dynamics, policy
+    agent.dynamics.forward, agent.policy.forward = dynamics, policy
     return {name: statistics.median(own) for name, own in found.items()}
 
 

@@ -32,7 +32,8 @@ class InitialState(Part):
         mean: [D], where it is known; None: fitted.
         std: a number or [D], where it is known; None: fitted.
         prior_std: s_0, a number or [D], in the coordinates' units; None: a tenth of the deviation
-            of all observations so far.
+            of all observations so far from there, or the root mean square of their change in a
+            step, whichever is smaller.
         prior_weight: nu, more than 0.
 
     Raises:
@@ -93,8 +94,12 @@ class InitialState(Part):
             return
         deviations = angle_changes(first - centre, angles)
         if self.prior_std is None:
-            everything = torch.cat([episode.observations for episode in episodes])
-            prior = 0.1 * angle_changes(everything - centre, angles).square().mean(0).sqrt()
+            away = torch.cat([e.observations - centre for e in episodes])
+            changes = torch.cat([e.observations[1:] - e.observations[:-1] for e in episodes])
+            away, changes = (
+                angle_changes(v, angles).square().mean(0).sqrt() for v in (away, changes)
+            )
+            prior = torch.minimum(0.1 * away, changes)
         else:
             prior = check_each("prior_std", self.prior_std, len(centre))
         weight = self.prior_weight

@@ -37,7 +37,8 @@ def plot_trials(trials: Sequence[Trial], path: Path) -> None:
     axes.set_xlabel("trial (0: random actions)")
     axes.set_ylabel("return")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(bottom=0)
+    if min([t.real_return for t in trials] + [value for _, value in foretold]) >= 0:
+        axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -17,6 +17,10 @@ from proppo_agents.parts import Spaces
 from proppo_envs import Task, find_task, task_ids
 
 
+class UnendingError(ValueError):
+    """An environment does not say when its episodes end, and nobody else does."""
+
+
 @dataclass(frozen=True)
 class World:
     """A real environment.
@@ -89,7 +93,7 @@ def make_world(
     if episode_steps is not None and episode_steps < 1:
         raise ValueError(f"episode_steps must be at least 1; got {episode_steps}.")
     if own is None and episode_steps is None:
-        raise ValueError(
+        raise UnendingError(
             f"episode_steps: {environment} does not say after how many steps an episode ends "
             "(max_episode_steps); say it, by episode_steps or horizon."
         )
