@@ -100,7 +100,9 @@ def make_part(name: str, given: Any, kind: type[Made]) -> Made:
 
 
 def _argument_names(kind: type) -> list[str]:
-    return [name for name in inspect.signature(kind.__init__).parameters if name != "self"]  # type: ignore[misc]
+    # A class without an __init__ of its own has Module's, which takes anything.
+    found = inspect.signature(kind).parameters.values()
+    return [one.name for one in found if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
 
 
 def _known(kind: type[Made]) -> dict[str, type[Made]]:

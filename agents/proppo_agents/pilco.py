@@ -27,7 +27,7 @@ from proppo_agents.policies import Policy, RBFPolicy
 from proppo_agents.ranks import empty_batches, made_by_first, mean_over_ranks, own_noise, share_of
 from proppo_agents.rollouts import roll_out
 from proppo_agents.trials import Trial
-from proppo_agents.worlds import World, make_world
+from proppo_agents.worlds import UnendingError, World, make_world
 
 
 class PILCO(pl.LightningModule):

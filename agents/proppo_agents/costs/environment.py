@@ -22,6 +22,9 @@ class EnvironmentCost(Cost):
 
     of_environment = True
 
+    def __init__(self) -> None:
+        super().__init__()
+
     @staticmethod
     def is_known(world: World) -> bool:
         """Whether there is such a function."""
