@@ -62,9 +62,7 @@ def chaotic_gradient(particles: int, device: torch.device) -> Gradient:
 def pilco_gradient(particles: int, device: torch.device) -> Gradient:
     """Return a function that computes one gradient [n] with respect to the policy's parameters."""
     torch.manual_seed(0)  # the same episodes, model and policy on all ranks
-    agent = PILCO(
-        dynamics=GPDynamics(steps=30), spread=(1.0, 2.0, 3.0, 5.0), particles=particles
-    )
+    agent = PILCO(dynamics=GPDynamics(steps=30), spread=(1.0, 2.0, 3.0, 5.0), particles=particles)
     agent.episodes = [agent.collect(policy=None) for _ in range(POINTS // agent.episode_steps)]
     agent.refit()
     agent.to(device)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from proppo_agents.data import check_each
 from proppo_agents.encodings import angle_changes, onto_circles
@@ -25,8 +25,8 @@ class InitialState(Part):
         s^2 = \frac{\nu s_0^2 + \sum_i (x_i - \bar x)^2}{\nu + n - 1}
 
     so a deviation is not 0 after the first episode. Where the mean is known, it stands for
-    :math:`\bar x`, and -1 falls away. Angles are averaged as points on the circle. Sines and cosines that the environment observes are put
-    back onto the circle when they have been drawn.
+    :math:`\bar x`, and -1 falls away. Angles are averaged as points on the circle. Sines and
+    cosines that the environment observes are put back onto the circle when they have been drawn.
 
     Args:
         mean: [D], where it is known; None: fitted.

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 
 from lightning_proppo import PropagationManager
 from proppo_agents.costs import Cost, EnvironmentCost, LearnedReward
-from proppo_agents.data import standardize
 from proppo_agents.dynamics import DynamicsModel, GPDynamics
 from proppo_agents.episodes import Episode, collect_episode
 from proppo_agents.initial_state import InitialState
@@ -73,7 +72,8 @@ class PILCO(pl.LightningModule):
         angles: the coordinates of the observation that are angles (rad), which model and policy see
             by sine and cosine; None: those known of the environment.
         spread: [D], a typical deviation from 0 of each coordinate, which new policies are made for;
-            None: mean and standard deviation of all observations so far.
+            None: the root mean square deviation of all observations so far from where episodes
+            start. One episode of random actions tells little of it: say it where it is known.
         particles: rollouts for each gradient, of all ranks together; P, a rank's share of them, in
             the shapes below.
         horizon: H, steps of a predicted rollout; None: as many as an episode has. With more, a
@@ -199,12 +199,17 @@ class PILCO(pl.LightningModule):
 
     def reset_policy(self) -> None:
         """Draw another policy at random, in place of the present one."""
-        size = self.world.spaces.observation_size
-        centre, spread = torch.zeros(size), torch.ones(size)
+        centre = torch.zeros(self.world.spaces.observation_size)
         if self.spread is not None:
             spread = torch.tensor(self.spread)
         elif self.episodes:
-            _, centre, spread = standardize(torch.cat([e.observations for e in self.episodes]))
+            centre = self.initial.mean_value.double().cpu()
+            away = torch.cat([e.observations - centre for e in self.episodes])
+            spread = away.square().mean(0).sqrt()
+            # A coordinate that stays where it starts has nothing to be scaled by.
+            spread = torch.where(spread > 1e-12, spread, torch.ones_like(spread))
+        else:
+            spread = torch.ones_like(centre)
         self.policy.reset(centre, spread)
 
     # -- a trial -----------------------------------------------------------------------------

@@ -123,8 +123,11 @@ def make_world(
 def _action_bounds(
     name: str, space: gymnasium.Space[Any]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    box = isinstance(space, gymnasium.spaces.Box)
-    if not (box and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating)):
+    if not (
+        isinstance(space, gymnasium.spaces.Box)
+        and len(space.shape) == 1
+        and np.issubdtype(space.dtype, np.floating)
+    ):
         raise ValueError(
             f"environment: the actions of {name} must be a Box of [A] floating point numbers; got "
             f"{space}."

@@ -97,7 +97,7 @@ class PolicyContract:
         torch.testing.assert_close(other(x * units), policy(x))
 
     def test_an_unknown_squashing_is_refused_with_a_suggestion(self) -> None:
-        with pytest.raises(ValueError, match="squash must be one of sine, tanh.*'tanh'"):
+        with pytest.raises(ValueError, match=r"squash must be one of sine, tanh.*'tanh'"):
             self.new(squash="tnah")
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from proppo_agents.costs.base import ARGUMENTS, Cost
 from proppo_agents.worlds import World

@@ -23,6 +23,9 @@ class LinearPolicy(Policy):
         ValueError: if an argument is not as said here.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, initial_weight_std: float = 0.5, squash: str = "sine") -> None:
         super().__init__(squash)
         self.initial_weight_std = initial_weight_std

@@ -25,6 +25,9 @@ class MLPPolicy(Policy):
         ValueError: if an argument is not as said here.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(
         self,
         hidden: Sequence[int] = (64, 64),

@@ -1,4 +1,4 @@
-"""Probabilistic regression behind one interface: what models of dynamics and rewards are made of."""
+"""Probabilistic regression: what models of dynamics and rewards are made of."""
 
 from proppo_agents.regression.base import Regressor
 from proppo_agents.regression.ensemble import Ensemble

@@ -189,9 +189,7 @@ def _whitened(
     return lower, b, (a @ y.unsqueeze(-1) / noise).squeeze(-1)
 
 
-def _optimum(
-    x: Tensor, y: Tensor, scaled: Tensor, found: Hyperparameters
-) -> tuple[Tensor, Tensor]:
+def _optimum(x: Tensor, y: Tensor, scaled: Tensor, found: Hyperparameters) -> tuple[Tensor, Tensor]:
     r"""Return weights [E, M] and a lower triangular factor R [E, M, M] for predictions.
 
     The mean is the weights' product with the kernel, and the variance explained is that of
