@@ -19,6 +19,7 @@ from lightning_proppo import PropagationManager
 from proppo_agents.costs import Cost, EnvironmentCost, LearnedReward
 from proppo_agents.dynamics import DynamicsModel, GPDynamics
 from proppo_agents.episodes import Episode, collect_episode
+from proppo_agents.export import export_policy
 from proppo_agents.initial_state import InitialState
 from proppo_agents.parts import Part, make_part
 from proppo_agents.plots import plot_trials
@@ -174,6 +175,10 @@ class PILCO(pl.LightningModule):
     def act(self, observation: Tensor) -> Tensor:
         """Return the policy's actions [P, A], from -1 to 1, at observations [P, D]."""
         return self.policy(observation.to(self.initial.mean_value))
+
+    def export(self, path: str | Path) -> Path:
+        """Write the policy to a file that PyTorch alone can run; see ``export_policy``."""
+        return export_policy(self.policy, self.world, path)
 
     def predict(self) -> tuple[Tensor, Tensor]:
         """Roll the particles out through the model, recorded by the manager.
