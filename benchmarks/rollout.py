@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from benchmarks.stages import Stages
 from benchmarks.timing import times
@@ -180,7 +181,9 @@ def table(arguments: argparse.Namespace, points: int) -> list[dict[str, Any]]:
         peers = peer_steps(arguments, make_agent(arguments, episodes, torch.float32))
         steps.update({(estimator, PEER): step for estimator, step in peers.items()})
     steps = {key: steps[key] for key in sorted(steps, key=lambda key: ESTIMATORS.index(key[0]))}
-    found = times(steps, arguments.repetitions, torch.device("cpu"), f"{points} points")
+    label = f"{points} points"
+    with tqdm(total=arguments.repetitions, desc=label, file=sys.stderr, disable=None) as bar:
+        found = times(steps, arguments.repetitions, torch.device("cpu"), bar)
     rows = []
     for (estimator, name), seconds in found.items():
         low, middle, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))
