@@ -2,11 +2,12 @@
 
 Record a rollout's samples with a :class:`PropagationManager`, return ``manager.loss(costs)``, and
 ``loss.backward()`` runs the propagators (RP, LR, TP, GR, GS) instead of plain back-propagation.
-:class:`PropagationCallback` gives a LightningModule its manager.
+:class:`PropagationCallback` gives a LightningModule its manager, and :class:`VarianceMonitor` shows
+how noisy its gradient is.
 """
 
 from lightning_proppo.baselines import mean_baseline, no_baseline
-from lightning_proppo.callbacks import PropagationCallback
+from lightning_proppo.callbacks import PropagationCallback, VarianceMonitor
 from lightning_proppo.errors import PropagationError
 from lightning_proppo.manager import PropagationManager
 from lightning_proppo.per_particle import per_particle_rule
@@ -18,6 +19,7 @@ __all__ = [
     "PropagationCallback",
     "PropagationError",
     "PropagationManager",
+    "VarianceMonitor",
     "expand",
     "inverse_variance_weighting",
     "mean_baseline",

@@ -27,6 +27,7 @@ OUTERMOST = ("lightning_proppo.callbacks", "lightning_proppo.cli", "lightning_pr
 MATHEMATICS = tuple(
     f"lightning_proppo.{name}"
     for name in (
+        "accuracy",
         "baselines",
         "densities",
         "estimators",
@@ -53,6 +54,14 @@ FORBIDDEN = {
     "lightning_proppo.initializers": ("propagators", "tape", "handover", "manager"),
     "lightning_proppo.graph": ("containers", "propagators", "tape", "handover", "manager"),
     "lightning_proppo.per_particle": (
+        "containers",
+        "initializers",
+        "propagators",
+        "tape",
+        "handover",
+        "manager",
+    ),
+    "lightning_proppo.comparison": (
         "containers",
         "initializers",
         "propagators",

@@ -1,5 +1,6 @@
 """Lightning callbacks."""
 
 from lightning_proppo.callbacks.propagation import PropagationCallback
+from lightning_proppo.callbacks.variance import VarianceMonitor
 
-__all__ = ["PropagationCallback"]
+__all__ = ["PropagationCallback", "VarianceMonitor"]

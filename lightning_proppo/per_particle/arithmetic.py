@@ -173,6 +173,9 @@ _SUMMED: dict[str, Callable[[Entry, Tensor], Tensor]] = {
     "PreluKernelBackward0": _prelu,
     "ExpandBackward0": _copied,
 }
+# What takes a few passes over its elements: all but products, convolutions, decompositions, and
+# functions that are not known.
+LIGHT = frozenset([*_ELEMENTWISE.split(), *TRANSPARENT, *_ALONG["dim"].split(), *_SUMMED])
 
 
 def summed(gradient: Callable[[Entry, Tensor], Tensor]) -> Callable[[Entry, Tensor], Tensor]:

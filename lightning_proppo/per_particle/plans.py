@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from lightning_proppo.graph import _AccumulateGrad
-from lightning_proppo.per_particle.arithmetic import TRANSPARENT
+from lightning_proppo.per_particle.arithmetic import LIGHT, TRANSPARENT
 from lightning_proppo.per_particle.layouts import LEADING, Layout, Shape
 from lightning_proppo.per_particle.registry import (
     RULES,
@@ -73,6 +73,9 @@ class Plan:
         apart: parameters with rows of their own for each particle.
         assumed: an operation without a rule that is taken to keep rows apart, to be tested.
         unsupported: the operation because of which there is no plan.
+        near: whether the parameters are reached through light operations alone, though there are
+            others in the segment: to pull a cotangent back to them costs little of what it costs
+            to pull it back to everything.
     """
 
     entries: tuple[PlannedEntry, ...] = ()
@@ -83,6 +86,7 @@ class Plan:
     apart: tuple[tuple[int, Layout], ...] = ()
     assumed: str | None = None
     unsupported: str | None = None
+    near: bool = False
 
 
 @dataclass(frozen=True)
@@ -298,7 +302,12 @@ class _Planner:
             composite_entries=tuple(k for k in range(len(self.entries)) if k not in direct),
             apart=tuple(self.apart.items()),
             assumed=self.assumed,
+            near=self._near(),
         )
+
+    def _near(self) -> bool:
+        heavy = [k for k, o in enumerate(self.operations) if o.key not in LIGHT and o.key != LEAF]
+        return bool(heavy) and not any(self.reached[position] for position in heavy)
 
     def _way(self, place: Place) -> tuple[int | None, Any]:
         """Return the parameter behind an operand and how it was reshaped, or None."""

@@ -77,9 +77,11 @@ class Propagator:
         Raises:
             TypeError: as :meth:`forward`.
         """
-        if type(self).forward is Propagator.forward:
-            return self._forward(x, kwargs)
-        return self.forward(x, **kwargs)
+        if type(self).forward is not Propagator.forward:
+            return self.forward(x, **kwargs)
+        if not kwargs and _inherits(self.forward_impl, Propagator.forward_impl):
+            return {}
+        return self._forward(x, kwargs)
 
     def _forward(self, x: Any, kwargs: Mapping[str, Any]) -> dict[Any, Any] | Container:
         given: dict[str, Any] = {}

@@ -60,6 +60,8 @@ from lightning_proppo.variances import (
 Weights = tuple[Tensor, Tensor]
 # Every other particle: a mask's number of particles would have to be waited for.
 _HALVES = (slice(0, None, 2), slice(1, None, 2))
+# Numbers in a sample from which on a product with a matrix costs more than another pull-back does.
+_LARGE = 1 << 14
 WEIGHTINGS = ("inverse-variance", "covariance", "cross-fitted")
 
 
@@ -246,8 +248,13 @@ class TPBase(Propagator):
     ) -> tuple[list[Weights], dict[str, Any]]:
         """Pull both ways' cotangents back, and mix what arrives at the segment's leaves.
 
-        With cross-fitting each half of the particles is pulled back by itself.
+        With cross-fitting each half of the particles is pulled back by itself. Where the weights
+        are known, or can be had for little, the cotangents are mixed and sent instead, to be pulled
+        back once.
         """
+        crossed = node["weighting"] == "cross-fitted"
+        if kept and not crossed:
+            return kept, _mixed_cotangents(kept[0], lr, rp)
         pullback = active_pullback()
         index = pullback.index if pullback is not None else LeafIndex()
         outputs = _distinct([*lr.outputs, *rp.outputs])
@@ -256,8 +263,18 @@ class TPBase(Propagator):
         parameters, expanded = self._compared(node["ivw_target"], leaves, particles)
         uses = find_parameter_uses(outputs, parameters, particles) if not kept else None
         edges = uses.edges if uses is not None and parameters else []
+        if uses is not None and _weights_are_cheap(uses, lr, rp) and not crossed:
+            answers = [
+                _split(
+                    vector_jacobian_product(way.outputs, way.cotangents, [*parameters, *edges]),
+                    (0, len(parameters), 0),
+                )
+                for way in (lr, rp)
+            ]
+            found = self._weigh(node, uses, lr, rp, answers, None)
+            return [found], _mixed_cotangents(found, lr, rp)
         inputs = [*leaves, *parameters, *expanded, *edges]
-        parts = [None] if node["weighting"] != "cross-fitted" else _HALVES
+        parts = _HALVES if crossed else [None]
         lr_gradients, rp_gradients, weights = [], [], []
         for part in parts:
             answers = [
@@ -362,6 +379,16 @@ class TPBase(Propagator):
         return _check_weights(
             self.var_weighting_func(first_gradients, second_gradients), lr.cotangents[0]
         )
+
+
+def _weights_are_cheap(uses: ParameterUses, lr: Pathway, rp: Pathway) -> bool:
+    """Return whether to ask for the weights first and pull the mixture back costs less.
+
+    Three pull-backs, of which two go only as far as to the parameters, instead of two.
+    """
+    if not uses.plan.near or uses.unsupported or lr.contributions is not None:
+        return False
+    return sum(cotangent.numel() for cotangent in rp.cotangents) >= _LARGE
 
 
 def _one_or_all(weights: list[Weights]) -> Weights | list[Weights]:

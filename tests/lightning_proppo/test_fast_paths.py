@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Normal
 
 from lightning_proppo import PropagationManager
+from lightning_proppo.per_particle import find_parameter_uses
 from lightning_proppo.propagators import (
     BackPropagator,
     BaselineProp,
@@ -22,6 +23,7 @@ from lightning_proppo.propagators import (
     RPProp,
     TotalProp,
     TPBase,
+    tp,
 )
 from lightning_proppo.variances import inverse_variance_weighting
 
@@ -111,3 +113,63 @@ def test_weights_of_32_bit_gradients_are_those_of_64_bits() -> None:
             expected = inverse_variance_weighting(x.double(), y.double(), scalar_estimate=scalar)
             for a, b in zip(found, expected, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
+class Recurrent(nn.Module):
+    """A product with a fixed matrix, and then what is learnt; or the other way round."""
+
+    def __init__(self, near: bool) -> None:
+        super().__init__()
+        self.near = near
+        weight = torch.tensor([[1.0, -2.0], [0.5, 1.5]], dtype=F)
+        self.beta = nn.Parameter(torch.tensor([1.5], dtype=F))
+        self.scale = nn.Parameter(torch.tensor([-1.0, -2.0], dtype=F))
+        self.weight = weight if near else nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Normal:
+        mean = torch.sigmoid(self.beta * (x @ self.weight))
+        return Normal(mean, self.scale.exp().expand_as(mean))
+
+
+def recurrent_gradient(model: Recurrent, **options: Any) -> tuple[list[Tensor], list[Tensor]]:
+    torch.manual_seed(0)
+    manager = PropagationManager("TP")
+    x = torch.linspace(-1, 1, 2 * PARTICLES, dtype=F).reshape(PARTICLES, 2)
+    for _ in range(HORIZON):
+        x = manager.sample(model(x), **options)
+        manager.append_loss((1 - x).square().sum(1))
+    found = torch.autograd.grad(manager.loss(), list(model.parameters()))
+    return list(found), manager.statistics["lr_weight"]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"weighting": "covariance"}, {"k_interval": 2}], ids=["", "covariance", "kept"]
+)
+def test_weights_first_give_what_gradients_first_do(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Recurrent(near=True)
+    found = []
+    for large in (0, 1 << 40):
+        monkeypatch.setattr(tp, "_LARGE", large)
+        found.append(recurrent_gradient(model, **options))
+    for short, general in zip(*found, strict=True):
+        for a, b in zip(short, general, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
+    assert any(0 < float(weight) < 1 for weight in found[0][1])
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_weights_come_first_only_where_parameters_are_near(near: bool) -> None:
+    model = Recurrent(near)
+    x = torch.zeros(PARTICLES, 2, dtype=F, requires_grad=True)
+    outputs = [model(x).loc]
+    uses = find_parameter_uses(outputs, list(model.parameters()), PARTICLES)
+    assert uses.unsupported is None
+    assert uses.plan.near is near
+
+
+def test_without_anything_heavy_no_parameter_is_near() -> None:
+    theta = torch.ones(2, dtype=F, requires_grad=True)
+    x = torch.zeros(PARTICLES, 2, dtype=F, requires_grad=True)
+    assert not find_parameter_uses([(x * theta).sin()], [theta], PARTICLES).plan.near

@@ -1,0 +1,156 @@
+"""What TensorBoard shows beside the scalars: histograms, an image, a layout, hyperparameters."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lightning_proppo.callbacks.pictures import Column, draw_columns
+from lightning_proppo.comparison import Findings
+
+# Training steps in the image; where there would be more, every other one is left out.
+_COLUMNS = 256
+# Of the time that passes, drawing during the training may take this share.
+_SHARE = 0.01
+_LOGARITHMIC = ("variance/", "snr/", "particles_needed/", "gradient_norm/")
+# Another name than the images have: TensorBoard shows one kind of thing under one name.
+_HISTOGRAMS = "time_step_histograms"
+# So many bars TensorBoard draws; it would share more out among these unevenly.
+_BARS = 30
+
+
+def tensorboard_writers(trainer: Any) -> list[Any]:
+    """Return the writers of the Trainer's TensorBoard loggers, from either package of Lightning."""
+    return [
+        logger.experiment
+        for logger in trainer.loggers
+        if any(base.__name__ == "TensorBoardLogger" for base in type(logger).__mro__)
+    ]
+
+
+class TensorBoardPages:
+    """Writes what is found to TensorBoard, and remembers it for the image."""
+
+    def __init__(self) -> None:
+        self.columns: list[Column] = []
+        self._every = 1
+        self._seen = 0
+        self._drawn = 0
+        self._drew = -math.inf
+        self._took = 0.0
+
+    def lay_out(self, writer: Any, names: Sequence[str], hyperparameters: dict[str, Any]) -> None:
+        """Put the estimators' variances into one chart, and write the hyperparameters.
+
+        Args:
+            writer: TensorBoard's.
+            names: the estimators that are compared.
+            hyperparameters: those of the module, with the estimator's name.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        if names:
+            # Lines of one run have one colour; TensorBoard marks them in this order.
+            marks = ", ".join(f"{mark} {name}" for mark, name in zip("■◆▲", names, strict=False))
+            charts = {
+                "variance": "log10_variance",
+                "signal-to-noise ratio": "log10_snr",
+                "particles needed": "log10_particles_needed",
+                "gradient norm": "log10_gradient_norm",
+            }
+            writer.add_custom_scalars(
+                {
+                    "Gradient estimators": {
+                        f"log10 of {title}: {marks}": [
+                            "Multiline",
+                            [f"{tag}/{name}" for name in names],
+                        ]
+                        for title, tag in charts.items()
+                    }
+                }
+            )
+        plain = {
+            name: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for name, value in hyperparameters.items()
+        }
+        metrics = {"gradient/variance": math.nan, "gradient/snr": math.nan}
+        # TensorBoard keeps the first that it reads, and Lightning writes the module's own next.
+        for summary in hparams(plain, metrics):
+            writer._get_file_writer().add_summary(summary)
+
+    def show(
+        self, writers: Sequence[Any], step: int, findings: Findings, metrics: dict[str, float]
+    ) -> None:
+        """Write what was found in a rollout, by time step, and keep it for the image.
+
+        Args:
+            writers: TensorBoard's.
+            step: the training step.
+            findings: what was found.
+            metrics: what was logged.
+        """
+        column = Column(step, dict(findings.variances), findings.lr_weight)
+        if self._seen % self._every == 0:
+            self.columns.append(column)
+            if len(self.columns) > _COLUMNS:
+                self.columns = self.columns[::2]
+                self._every *= 2
+        self._seen += 1
+        for writer in writers:
+            self._write(writer, step, findings, metrics)
+
+    def draw(self, writers: Sequence[Any], step: int, spare: bool) -> None:
+        """Draw the image.
+
+        Args:
+            writers: TensorBoard's.
+            step: the training step.
+            spare: leave it where drawing has taken too much of the time.
+        """
+        dear = time.monotonic() - self._drew < self._took / _SHARE
+        if not writers or not self.columns or self._drawn == self._seen or (spare and dear):
+            return
+        start = time.monotonic()
+        for name, figure in draw_columns(self.columns).items():
+            for writer in writers:
+                writer.add_figure(f"by_time_step/{name}", figure, global_step=step, close=False)
+        self._drawn = self._seen
+        self._drew = time.monotonic()
+        self._took = self._drew - start
+
+    def _write(self, writer: Any, step: int, findings: Findings, metrics: dict[str, float]) -> None:
+        for tag, value in metrics.items():
+            # A linear axis shows nothing but RP once that has exploded.
+            if tag.startswith(_LOGARITHMIC) and 0 < value < math.inf:
+                writer.add_scalar(f"log10_{tag}", math.log10(value), step)
+        for name, variances in findings.variances.items():
+            shown = variances[(variances > 0) & variances.isfinite()].log10()
+            if len(shown):
+                writer.add_histogram(f"{_HISTOGRAMS}/log10_variance_{name}", shown, step)
+        if len(findings.lr_weight):
+            _add_profile(writer, f"{_HISTOGRAMS}/weight_on_LR", findings.lr_weight, step)
+
+
+def _add_profile(writer: Any, tag: str, heights: torch.Tensor, step: int) -> None:
+    """Write a histogram with a bar for each time step, as high as its value."""
+    length = float(len(heights))
+    heights = torch.nan_to_num(heights)
+    if len(heights) > _BARS:
+        heights = torch.nn.functional.adaptive_avg_pool1d(heights.unsqueeze(0), _BARS)[0]
+    limits = torch.linspace(0, length, len(heights) + 1, dtype=torch.float64)
+    middles = (limits[1:] + limits[:-1]) / 2
+    writer.add_histogram_raw(
+        tag,
+        min=0.0,
+        max=length,
+        num=float(heights.sum()),
+        sum=float((heights * middles).sum()),
+        sum_squares=float((heights * middles.square()).sum()),
+        bucket_limits=limits[1:].tolist(),
+        bucket_counts=heights.tolist(),
+        global_step=step,
+    )

@@ -1,0 +1,366 @@
+"""The callback that shows how noisy a gradient is, and how noisy others' would be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_proppo.accuracy import (
+    particles_needed,
+    signal_to_noise,
+    squared_norm,
+    squared_signal,
+    variance_of_successive,
+)
+from lightning_proppo.callbacks.alarms import Alarm
+from lightning_proppo.callbacks.tensorboard import TensorBoardPages, tensorboard_writers
+from lightning_proppo.comparison import STREAMS, Comparison, Findings
+from lightning_proppo.errors import check_choice
+from lightning_proppo.manager import PropagationManager
+from lightning_proppo.propagators.comparing import comparable, comparing_propagators
+
+# A second difference of the gradient takes so many optimizer steps.
+_SUCCESSIVE = 3
+
+
+class VarianceMonitor(Callback):
+    r"""Logs the variance of the gradient, and what other estimators' would be.
+
+    At every ``every_n_steps``-th optimizer step, for the estimator in use and for those that could
+    have been used instead, from the same rollout:
+
+    - ``variance/RP``, ``/LR``, ``/TP``: the trace of the covariance of the batch-mean gradient,
+      :math:`V = \mathrm{tr}\,\mathrm{Cov}[\hat g]`;
+    - ``snr/...``: the signal-to-noise ratio :math:`\max(|\hat g|^2 - V, 0) / V`;
+    - ``gradient_norm/...``: :math:`|\hat g|`;
+    - ``particles_needed/...``: how many particles that estimator needs to be as accurate as the one
+      in use is with those of the batch, :math:`P V_{other} / V_{used}`;
+    - ``not_finite/...``: how many particles have a gradient that is not finite;
+
+    and under ``gradient/variance``, ``gradient/snr``, ``gradient/norm`` and ``gradient/not_finite``
+    those of the estimator in use. TensorBoard also gets TP's weight on LR and both variances by
+    time step, as histograms and as an image. The gradient itself is left as it is.
+
+    With a manager whose estimator is ``"RP"``, ``"LR"``, ``"TP"`` or ``"TPX"``, the rollout of that
+    step is recorded in a way that all of them can be had from; other steps run as they always do.
+    With any other estimator, or any other LightningModule, only the four of ``gradient/`` are
+    logged: their variance is computed from the gradients of three successive optimizer steps
+    (:func:`~lightning_proppo.accuracy.variance_of_successive`).
+
+    Args:
+        every_n_steps: how many optimizer steps there are from one that is looked at to the next.
+        compare: the estimators to compare.
+        parameters: names of parameters or submodules that the variance is of; None: all that the
+            rollout reaches.
+        alarm: what happens when the gradient is noise: None for nothing, ``"warn"``, or ``"stop"``.
+        min_snr: the alarm's threshold for the signal-to-noise ratio.
+        max_rp_ratio: where RP is in use, its variance raises the alarm at so many times LR's.
+        patience: how many looks must find it so; the ratio is that of all of them together.
+        attribute: the module's attribute that holds the manager.
+        sketches: random projections of each particle's gradient at parameters of more than 32
+            elements; more are more exact and cost more.
+
+    Raises:
+        ValueError: for a number or name that cannot be.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 50,
+        compare: Sequence[str] = STREAMS,
+        parameters: Sequence[str] | None = None,
+        alarm: str | None = None,
+        min_snr: float = 0.01,
+        max_rp_ratio: float = 1e3,
+        patience: int = 10,
+        attribute: str = "manager",
+        sketches: int = 1,
+    ) -> None:
+        for name, value in (("every_n_steps", every_n_steps), ("sketches", sketches)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an int of at least 1; got {value!r}.")
+        if isinstance(compare, str):
+            raise ValueError(f"compare must be a list of estimators' names; got {compare!r}.")
+        for name in compare:
+            check_choice("compare", name, STREAMS)
+        if isinstance(parameters, str) or (parameters is not None and not parameters):
+            raise ValueError(
+                "parameters must be a list of names of parameters or submodules, or None; got "
+                f"{parameters!r}."
+            )
+        self.every_n_steps = every_n_steps
+        self.compare = tuple(compare)
+        self.parameters = None if parameters is None else tuple(parameters)
+        self.alarm = Alarm(alarm, min_snr, max_rp_ratio, patience)
+        self.attribute = attribute
+        self.sketches = sketches
+        self.last: dict[str, float] = {}
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the module and its Trainer out: Lightning hangs the module's log methods here."""
+        return {name: v for name, v in vars(self).items() if name not in ("log", "log_dict")}
+
+    def _forget(self) -> None:
+        self._due = 0
+        self._incomparable = False  # what was found to be so in a rollout
+        self.alarm.reset()
+        self._comparison: Comparison | None = None
+        # A manager with the propagators that it is to get back.
+        self._own: tuple[PropagationManager, Any, Any] | None = None
+        self._gradients: dict[int, list[list[Tensor]]] = {}
+        self._pages = TensorBoardPages()
+        self._step = 0
+
+    # -- Lightning's hooks -------------------------------------------------------------------
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Lay out TensorBoard's pages, before Lightning writes the hyperparameters."""
+        if stage != "fit":
+            return
+        self._forget()
+        self._choose(pl_module)  # a name that is not there is an error now
+        if trainer.is_global_zero:
+            manager = self._manager(pl_module)
+            used = None if manager is None else self._used(manager)
+            names = [] if used is None else self._compared(used)
+            for writer in tensorboard_writers(trainer):
+                self._pages.lay_out(writer, names, self._hyperparameters(trainer, pl_module))
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Have the rollout of a step that is due recorded for comparison."""
+        del batch, batch_idx
+        self._step = trainer.global_step
+        manager = self._manager(pl_module)
+        used = None if manager is None else self._used(manager)
+        if manager is None or used is None or self._step < self._due:
+            return
+        self._due = self._next(self._step)
+        chosen = self._choose(pl_module)
+        comparison = Comparison(used, self.compare, chosen, self.sketches, seed=self._step)
+        self._comparison = comparison
+        self._own = manager, manager.default_propagator, manager.loss_propagator
+        manager.default_propagator, manager.loss_propagator = comparing_propagators(
+            manager.default_propagator, comparison
+        )
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Keep the gradients of successive steps, where there is no rollout to look into."""
+        manager = self._manager(pl_module)
+        if manager is not None and (self._own is not None or self._used(manager) is not None):
+            return
+        due = max(self._due, _SUCCESSIVE - 1)
+        if trainer.global_step <= due - _SUCCESSIVE:
+            return
+        chosen = self._choose(pl_module)
+        gradients = [
+            torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if chosen is None or chosen(p)
+        ]
+        kept = self._gradients.setdefault(id(optimizer), [])
+        kept.append(gradients)
+        del kept[:-_SUCCESSIVE]
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log what was found."""
+        del outputs, batch, batch_idx
+        comparison = self._comparison
+        self._give_back()
+        if comparison is not None:
+            findings = comparison.findings()
+            if findings is not None:
+                self._report(trainer, pl_module, comparison, findings)
+        elif self._gradients and self._step >= max(self._due, _SUCCESSIVE - 1):
+            self._report_successive(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Draw the image, if it is not dear beside the training."""
+        del pl_module
+        if trainer.is_global_zero:
+            self._pages.draw(tensorboard_writers(trainer), trainer.global_step, spare=True)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Draw the image."""
+        del pl_module
+        if trainer.is_global_zero:
+            self._pages.draw(tensorboard_writers(trainer), trainer.global_step, spare=False)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Give the manager its propagators back, and say what was different in this step."""
+        del trainer, pl_module
+        if self._comparison is not None and self._comparison.used == "LR":
+            exception.add_note(
+                "VarianceMonitor compares estimators at this step, for which LR's samples carry "
+                "gradients. If that is what failed (numpy(), a simulator), pass "
+                "VarianceMonitor(compare=['LR'])."
+            )
+        self._give_back()
+
+    # -- inner -------------------------------------------------------------------------------
+
+    def _manager(self, pl_module: Any) -> PropagationManager | None:
+        manager = getattr(pl_module, self.attribute, None)
+        return manager if isinstance(manager, PropagationManager) else None
+
+    def _used(self, manager: PropagationManager) -> str | None:
+        """Return the estimator in use, if it is one that can be compared."""
+        if self._incomparable:
+            return None
+        return comparable(manager.default_propagator, manager.loss_propagator)
+
+    def _compared(self, used: str) -> list[str]:
+        return [name for name in STREAMS if name in self.compare or name == used]
+
+    def _next(self, step: int) -> int:
+        return (step // self.every_n_steps + 1) * self.every_n_steps
+
+    def _give_back(self) -> None:
+        if self._own is not None:
+            manager, sampler, loss = self._own
+            manager.default_propagator, manager.loss_propagator = sampler, loss
+        self._own = self._comparison = None
+
+    def _choose(self, pl_module: nn.Module) -> Callable[[Tensor], bool] | None:
+        """Return what tells the parameters that the variance is of; None for all.
+
+        Raises:
+            ValueError: for a name without parameters.
+        """
+        if self.parameters is None:
+            return None
+        found: set[int] = set()
+        named = dict(pl_module.named_parameters())
+        for name in self.parameters:
+            own = {id(p) for key, p in named.items() if key == name or key.startswith(f"{name}.")}
+            if not own:
+                raise ValueError(
+                    f"parameters: {type(pl_module).__name__} has no parameter or submodule with "
+                    f"parameters named {name!r}; its parameters are {', '.join(named)}."
+                )
+            found |= own
+        return lambda parameter: id(parameter) in found
+
+    def _hyperparameters(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
+        """Return the module's hyperparameters and the estimator's name."""
+        del trainer
+        known = dict(getattr(pl_module, "hparams_initial", {}))
+        manager = self._manager(pl_module)
+        if manager is None:
+            known["estimator"] = "none"
+        else:
+            known["estimator"] = self._used(manager) or type(manager.default_propagator).__name__
+        return known
+
+    def _report(
+        self, trainer: Any, pl_module: Any, comparison: Comparison, findings: Findings
+    ) -> None:
+        """Log what was found in a rollout."""
+        for name, reason in findings.missing.items():
+            _warn_once(f"VarianceMonitor cannot compare {name}: {reason}.")
+        names = list(findings.estimates)
+        if comparison.used not in names:
+            self._incomparable = True
+            return
+        estimates = findings.estimates.values()
+        numbers = [
+            *(e.variance / trainer.world_size for e in estimates),
+            *(squared_signal(e.squared_norm, e.variance) for e in estimates),
+            *(float(e.not_finite) for e in estimates),
+        ]
+        numbers = _mean_over_ranks(trainer, pl_module, numbers)
+        size = len(names)
+        columns = [dict(zip(names, numbers[k * size :], strict=False)) for k in range(3)]
+        variance, signal, wrong = columns
+        used = comparison.used
+        particles = findings.particles * trainer.world_size
+        metrics: dict[str, float] = {}
+        for name in names:
+            metrics[f"variance/{name}"] = variance[name]
+            metrics[f"snr/{name}"] = signal_to_noise(signal[name], variance[name])
+            # With one rank the signal's estimate is what was subtracted from, and this its norm.
+            metrics[f"gradient_norm/{name}"] = math.sqrt(max(signal[name] + variance[name], 0.0))
+            metrics[f"particles_needed/{name}"] = particles_needed(
+                particles, variance[used], variance[name]
+            )
+            metrics[f"not_finite/{name}"] = wrong[name] * trainer.world_size
+        of_used = {
+            "gradient/variance": metrics[f"variance/{used}"],
+            "gradient/snr": metrics[f"snr/{used}"],
+            "gradient/norm": metrics[f"gradient_norm/{used}"],
+            "gradient/not_finite": metrics[f"not_finite/{used}"],
+        }
+        self._log(trainer, {**of_used, **metrics})
+        if trainer.is_global_zero:
+            writers = tensorboard_writers(trainer)
+            # Of the mean over all ranks, as the totals are.
+            shares = {k: v / trainer.world_size for k, v in findings.variances.items()}
+            self._pages.show(writers, self._step, replace(findings, variances=shares), metrics)
+        ratio = None
+        if used == "RP" and variance.get("LR", 0.0) > 0:
+            ratio = variance["RP"] / variance["LR"]
+        self._say(trainer, self.alarm.check(signal[used], variance[used], ratio))
+
+    def _report_successive(self, trainer: Any, pl_module: Any) -> None:
+        """Log what three successive gradients say."""
+        del pl_module
+        self._due = self._next(self._step)
+        found = [kept for kept in self._gradients.values() if len(kept) == _SUCCESSIVE]
+        if self._due - self._step >= _SUCCESSIVE:
+            self._gradients = {}  # none of them will be among the next ones
+        if not found:
+            return
+        variance = sum(variance_of_successive(kept) for kept in found)
+        square = sum(squared_norm(kept[-1]) for kept in found)
+        wrong = sum(int((~g.isfinite()).sum()) for kept in found for g in kept[-1])
+        of_used = {
+            "gradient/variance": variance,
+            "gradient/snr": signal_to_noise(squared_signal(square, variance), variance),
+            "gradient/norm": math.sqrt(square),
+            "gradient/not_finite": float(wrong),
+        }
+        self._log(trainer, of_used)
+        self._say(trainer, self.alarm.check(squared_signal(square, variance), variance))
+
+    def _say(self, trainer: Any, found: Sequence[str]) -> None:
+        """Warn, and stop the training if that is wanted."""
+        for words in found:
+            stops = "stops the training" if self.alarm.action == "stop" else "warns"
+            rank_zero_warn(f"VarianceMonitor {stops} at step {self._step}: {words}")
+            if self.alarm.action == "stop":
+                trainer.should_stop = True
+
+    def _log(self, trainer: Any, metrics: dict[str, float]) -> None:
+        self.last = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_metrics(self.last, step=self._step)
+
+
+def _mean_over_ranks(trainer: Any, pl_module: Any, numbers: Iterable[float]) -> list[float]:
+    numbers = list(numbers)
+    if trainer.world_size == 1:
+        return numbers
+    tensor = torch.tensor(numbers, dtype=torch.float64, device=pl_module.device)
+    return [float(x) for x in trainer.strategy.reduce(tensor, reduce_op="mean")]
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        rank_zero_warn(message)

@@ -1,0 +1,235 @@
+"""What RP, LR and TP would each make of one rollout, gathered while one of them is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_proppo.accuracy import squared_norm, trace_of_covariance
+from lightning_proppo.graph import Pullback, is_cut
+from lightning_proppo.per_particle import Answers, ParameterUses, find_parameter_uses
+from lightning_proppo.per_particle.plans import Graph, Plan
+from lightning_proppo.per_particle.rollouts import PullBack, RememberingUses, RolloutGradients
+from lightning_proppo.per_particle.sketches import Signs
+
+STREAMS = ("RP", "LR", "TP")
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    r"""What a rollout says of one estimator's batch-mean gradient.
+
+    Attributes:
+        variance: :math:`\mathrm{tr}\, \mathrm{Cov}[\hat g]`.
+        squared_norm: :math:`|\hat g|^2`.
+        not_finite: how many particles have a gradient that is not finite.
+    """
+
+    variance: float
+    squared_norm: float
+    not_finite: int
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What was found in one rollout.
+
+    Attributes:
+        particles: P.
+        estimates: by the estimator's name.
+        variances: by the estimator's name (RP, LR), the variance of what each sample contributes
+            to the batch-mean gradient, in the order of the rollout, [H].
+        lr_weight: TP's weight on LR at each sample, [H]; empty without TP.
+        missing: why there is nothing of an estimator, by its name.
+    """
+
+    particles: int
+    estimates: dict[str, Estimate]
+    variances: dict[str, Tensor]
+    lr_weight: Tensor
+    missing: dict[str, str]
+
+
+@dataclass(eq=False)
+class Comparison:
+    """Gathers RP's, LR's and TP's gradients of one rollout.
+
+    Its propagators (:mod:`lightning_proppo.propagators.comparing`) carry the cotangents of the
+    estimator in use as always; those of the others are kept here.
+
+    Args:
+        used: the estimator in use.
+        names: the estimators that are compared.
+        chosen: which parameters variances are of; None: all that the rollout reaches.
+        copies: sketches of each parameter that is not small.
+        seed: of the sketches' signs.
+    """
+
+    used: str
+    names: Sequence[str] = STREAMS
+    chosen: Callable[[Tensor], bool] | None = None
+    copies: int = 1
+    seed: int = 0
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.names = [name for name in STREAMS if name in self.names or name == self.used]
+        self._numbers = {name: number for number, name in enumerate(self.names)}
+        self.differentiable = False  # whether a cost has had a gradient
+        self._pass: Pullback | None = None
+        self._cuts: set[int] = set()
+        self._cotangents: dict[str, dict[int, Tensor]] = {name: {} for name in STREAMS}
+        self._gradients: RolloutGradients | None = None
+        self._lr_weight: list[Tensor] = []
+
+    # -- which estimators --------------------------------------------------------------------
+
+    def recording(self, running: Pullback | None, particles: int) -> bool:
+        """Return whether a pass is the first, which is looked at.
+
+        Args:
+            running: the pass.
+            particles: P.
+        """
+        if self._pass is None and running is not None and particles > 1:
+            self._pass = running
+            self._gradients = RolloutGradients(
+                len(self.names), particles, self.copies, Signs(self.seed)
+            )
+        return running is not None and self._pass is running
+
+    def wants(self, name: str) -> bool:
+        """Return whether an estimator's gradient is to be had."""
+        return name in self.names and name not in self.missing
+
+    def wanted(self, recording: bool) -> list[str]:
+        """Return the estimators to compute in a pass."""
+        return [
+            name for name in self.names if name == self.used or (recording and self.wants(name))
+        ]
+
+    def leave_out(self, names: Sequence[str], reason: str) -> None:
+        """Say why estimators cannot be looked at."""
+        for name in names:
+            if name in self.names:
+                self.missing.setdefault(name, reason)
+
+    # -- cotangents --------------------------------------------------------------------------
+
+    def own(self, sample: Tensor) -> None:
+        """Take note of a sample whose cotangents are kept here."""
+        self._cuts.add(id(sample))
+
+    def find_out(self, leaves: Sequence[Tensor]) -> None:
+        """Leave all estimators out if gradients flow to samples that are not known here."""
+        if any(is_cut(leaf) and id(leaf) not in self._cuts for leaf in leaves):
+            self.leave_out(self.names, "another propagator has a node in the rollout")
+
+    def sends(self, name: str, leaf: Tensor) -> bool:
+        """Return whether a gradient is to be sent on in messages."""
+        if name != self.used:
+            return False
+        return name != "LR" or not is_cut(leaf)  # LR's samples take no cotangent
+
+    def keep(self, name: str, leaf: Tensor, gradient: Tensor) -> None:
+        """Add to an estimator's cotangent at a sample; at a parameter nothing needs to be kept."""
+        if name == "LR" or not is_cut(leaf):
+            return
+        kept = self._cotangents[name]
+        kept[id(leaf)] = kept[id(leaf)] + gradient if id(leaf) in kept else gradient
+
+    def cotangent(self, name: str, sample: Tensor) -> Tensor:
+        """Return an estimator's cotangent at a sample."""
+        kept = self._cotangents[name].pop(id(sample), None)
+        found = sample.grad if name == self.used else kept
+        return torch.zeros_like(sample) if found is None else found
+
+    # -- parameters --------------------------------------------------------------------------
+
+    def uses(
+        self, outputs: Sequence[Tensor], leaves: Sequence[Tensor], particles: int
+    ) -> ParameterUses:
+        """Find where the parameters that variances are of enter a segment."""
+        chosen = [leaf for leaf in leaves if self._is_chosen(leaf)]
+        if not chosen:  # a cost of a state alone, say: nothing to look for
+            return RememberingUses(ParameterUses(particles, [], Graph([], (), ()), Plan()))
+        return RememberingUses(find_parameter_uses(outputs, chosen, particles))
+
+    def _is_chosen(self, leaf: Tensor) -> bool:
+        return not is_cut(leaf) and (self.chosen is None or self.chosen(leaf))
+
+    def add(
+        self,
+        uses: ParameterUses,
+        pullbacks: Sequence[tuple[str, Answers, Mapping[str, Tensor | None]]],
+        leaves: Sequence[Tensor],
+        found: Mapping[str, Sequence[Any]],
+        lr_weight: Tensor | None = None,
+        sample: bool = True,
+    ) -> None:
+        """Add what a segment contributes.
+
+        Args:
+            uses: how the chosen parameters enter it.
+            pullbacks: names, what autograd gave, and which estimators take a share of that.
+            leaves: what the segment reaches.
+            found: by estimator, what arrived there.
+            lr_weight: TP's, at a sample.
+            sample: False for costs.
+        """
+        gradients = self._gradients
+        if gradients is None:
+            return
+        numbers = self._numbers
+        gradients.add(
+            uses,
+            [
+                PullBack(
+                    name, answers, [(numbers[n], w) for n, w in shares.items() if n in numbers]
+                )
+                for name, answers, shares in pullbacks
+            ],
+            sample,
+        )
+        places = [k for k, leaf in enumerate(leaves) if self._is_chosen(leaf)]
+        chosen = [leaves[k] for k in places]
+        for name, arrived in found.items():
+            gradients.add_totals(numbers[name], chosen, [arrived[k] for k in places])
+        if lr_weight is not None:
+            self._lr_weight.append(lr_weight)
+
+    def findings(self) -> Findings | None:
+        """Return what was found; None if no pass has been looked at."""
+        gradients = self._gradients
+        if gradients is None:
+            return None
+        if not self.differentiable:
+            self.leave_out(("RP", "TP"), "the costs have no gradient")
+        estimates: dict[str, Estimate] = {}
+        wrong = gradients.not_finite()
+        for number, (name, squares, not_finite) in enumerate(
+            zip(self.names, gradients.squares(), wrong, strict=True)
+        ):
+            if name in self.missing:
+                continue
+            norm = squared_norm(list(gradients.totals(number).values()))
+            estimates[name] = Estimate(
+                float(trace_of_covariance(squares, gradients.particles)), norm, not_finite
+            )
+        return Findings(
+            gradients.particles,
+            estimates,
+            {
+                name: trace_of_covariance(found.flip(0), gradients.particles)
+                for name, found in gradients.variances_by_sample().items()
+                if name in ("RP", "LR") and name not in self.missing
+            },
+            torch.stack(self._lr_weight[::-1]).double().cpu()
+            if self._lr_weight
+            else torch.zeros(0, dtype=torch.float64),
+            dict(self.missing),
+        )

@@ -1,0 +1,378 @@
+"""What one rollout says of RP's, LR's and TP's gradients, against brute force and by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from lightning_proppo import PropagationManager, expand
+from lightning_proppo.comparison import STREAMS, Comparison, Findings
+from lightning_proppo.per_particle import rollouts, sketches
+from lightning_proppo.propagators import TotalProp, estimator_names, make_estimator
+from lightning_proppo.propagators.comparing import comparable, comparing_propagators
+from proppo_envs import ChaoticRNN
+
+# Two-sided; one in 15,000 by chance, for each comparison of two independent estimates.
+Z = 4.0
+Rollout = Callable[[PropagationManager], Tensor]
+
+
+class Walker:
+    """A small MLP steers a point: costs at every step, and a price of the action."""
+
+    def __init__(self, particles: int = 60, horizon: int = 4, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.net = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+        self.log_std = nn.Parameter(torch.full((3,), -1.5, dtype=torch.float64))
+        self.parameters = [*self.net.parameters(), self.log_std]
+        self.particles, self.horizon = particles, horizon
+
+    def __call__(self, manager: PropagationManager) -> Tensor:
+        x = torch.zeros(self.particles, 3, dtype=torch.float64)
+        for _ in range(self.horizon):
+            action = self.net(x)
+            manager.append_loss(0.05 * action.square().sum(1))
+            x = manager.sample(Normal(x + 0.5 * action.sin(), self.log_std.exp().expand_as(x)))
+            manager.append_loss((x - 0.5).square().sum(1).sqrt())
+        return manager.loss()
+
+
+class Chaos:
+    """The chaotic recurrent network."""
+
+    def __init__(self, beta: float, particles: int = 100, horizon: int = 40) -> None:
+        self.system = ChaoticRNN(horizon=horizon)
+        self.parameters = [torch.tensor([beta], dtype=torch.float64, requires_grad=True)]
+        self.particles = particles
+
+    def __call__(self, manager: PropagationManager) -> Tensor:
+        x = self.system.initial_state(self.particles, torch.float64)
+        for _ in range(self.system.horizon):
+            x = manager.sample(self.system.transition(x, self.parameters[0]))
+        return manager.loss(self.system.cost(x))
+
+
+def compare(
+    rollout: Any, used: str | TotalProp = "TP", names: Sequence[str] = STREAMS, **options: Any
+) -> tuple[Findings, Comparison, list[Tensor | None]]:
+    """Return what is found in a rollout, and the gradient of the estimator in use."""
+    manager = PropagationManager(used)
+    name = comparable(manager.default_propagator, manager.loss_propagator)
+    assert name is not None
+    comparison = Comparison(name, names, **options)
+    manager.default_propagator, manager.loss_propagator = comparing_propagators(
+        manager.default_propagator, comparison
+    )
+    gradient = torch.autograd.grad(rollout(manager), rollout.parameters, allow_unused=True)
+    findings = comparison.findings()
+    assert findings is not None
+    return findings, comparison, list(gradient)
+
+
+def gradient_of(comparison: Comparison, name: str, parameters: Sequence[Tensor]) -> Tensor:
+    """Return an estimator's batch-mean gradient, flat."""
+    totals = comparison._gradients.totals(comparison.names.index(name))
+    return torch.cat([totals[id(p)].flatten() for p in parameters])
+
+
+def z_score(gradients: Tensor, estimates: Tensor) -> float:
+    """Return how far apart the variance of gradients [N, n] and the mean estimate [M] are."""
+    squares = (gradients - gradients.mean(0)).square().sum(1)
+    variance = squares.sum() / (len(squares) - 1)
+    error = math.hypot(
+        squares.std() / math.sqrt(len(squares)), estimates.std() / math.sqrt(len(estimates))
+    )
+    return float((estimates.mean() - variance) / error)
+
+
+# -- the gradient itself -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("used", ["RP", "LR", "TP", "TPX"])
+@pytest.mark.parametrize("problem", [Walker(), Chaos(2.5)], ids=["mlp", "chaos"])
+def test_the_gradient_and_the_random_stream_are_left_as_they_are(problem: Any, used: str) -> None:
+    torch.manual_seed(3)
+    plain = torch.autograd.grad(problem(PropagationManager(used)), problem.parameters)
+    after = torch.rand(())
+    torch.manual_seed(3)
+    _, _, compared = compare(problem, used)
+    assert torch.equal(torch.rand(()), after)
+    for a, b in zip(plain, compared, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("problem", [Walker(), Chaos(2.5)], ids=["mlp", "chaos"])
+def test_each_estimators_gradient_is_what_it_would_have_been(problem: Any) -> None:
+    torch.manual_seed(4)
+    _, comparison, _ = compare(problem, "TP")
+    for name in STREAMS:
+        torch.manual_seed(4)
+        plain = torch.autograd.grad(problem(PropagationManager(name)), problem.parameters)
+        torch.testing.assert_close(
+            gradient_of(comparison, name, problem.parameters),
+            torch.cat([g.flatten() for g in plain]),
+            rtol=1e-9,
+            atol=1e-12,
+        )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weighting": "covariance"},
+        {"k_interval": 3},
+        {"ivw_target": "node"},
+        {"baseline": False},
+    ],
+    ids=str,
+)
+def test_options_of_tp_are_honoured(options: dict[str, Any]) -> None:
+    walker = Walker()
+    torch.manual_seed(5)
+    plain = torch.autograd.grad(walker(PropagationManager(TotalProp(**options))), walker.parameters)
+    torch.manual_seed(5)
+    if options == {"baseline": False}:
+        assert comparable(*_propagators(TotalProp(**options))) is None
+        return
+    _, _, compared = compare(walker, TotalProp(**options))
+    for a, b in zip(plain, compared, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
+def _propagators(sampler: Any) -> tuple[Any, Any]:
+    return sampler, sampler.loss_propagator()
+
+
+# -- the numbers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda: Walker(), STREAMS),
+        (lambda: Chaos(2.0, horizon=25), STREAMS),
+        # RP's variance is one of rare events there, which 300 repetitions know nothing of.
+        (lambda: Chaos(2.5), ("LR", "TP")),
+    ],
+    ids=["mlp", "calm", "chaos"],
+)
+def test_variances_are_those_of_independent_repetitions(
+    make: Callable[[], Any], names: Sequence[str]
+) -> None:
+    problem = make()
+    torch.manual_seed(6)
+    gradients: dict[str, list[Tensor]] = {name: [] for name in names}
+    for _ in range(300):
+        _, comparison, _ = compare(problem, "TP", names)
+        for name in names:
+            gradients[name].append(gradient_of(comparison, name, problem.parameters))
+    found = [compare(problem, "TP", names)[0] for _ in range(40)]
+    for name in names:
+        estimates = torch.tensor([f.estimates[name].variance for f in found])
+        z = z_score(torch.stack(gradients[name]), estimates)
+        assert abs(z) < Z, (name, z)
+
+
+def test_the_comparison_of_variances_can_fail() -> None:
+    torch.manual_seed(7)
+    gradients = torch.randn(300, 5)
+    estimates = 5 + 0.5 * torch.randn(40)
+    assert abs(z_score(gradients, estimates)) < Z
+    assert abs(z_score(gradients, 1.3 * estimates)) > Z
+
+
+def by_hand(walker: Walker, seed: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return RP's and LR's per-particle gradients [P, n], and what LR's samples add, [P] each.
+
+    The last are functions whose gradients those are.
+    """
+    torch.manual_seed(seed)
+    particles, parameters = walker.particles, walker.parameters
+    x = torch.zeros(particles, 3, dtype=torch.float64)
+    fixed = x
+    direct, attached, scores = [], [], []
+    total = torch.zeros(particles, dtype=torch.float64)
+    later = []
+    for _ in range(walker.horizon):
+        noise = torch.empty(particles, 3, dtype=torch.float64).normal_()
+        action, fixed_action = walker.net(x), walker.net(fixed)
+        std = walker.log_std.exp().expand_as(x)
+        attached.append(0.05 * action.square().sum(1))
+        direct.append(0.05 * fixed_action.square().sum(1))
+        x = x + 0.5 * action.sin() + noise * std
+        loc = fixed + 0.5 * fixed_action.sin()
+        fixed = (loc + noise * std).detach()
+        scores.append(Normal(loc, std).log_prob(fixed).sum(1))
+        attached.append((x - 0.5).square().sum(1).sqrt())
+        later.append((direct[-1].detach(), attached[-1].detach()))
+    total = torch.stack(attached).sum(0)
+    # A sample's later costs: its own step's state cost, and all of the steps after it.
+    surrogate = torch.stack(direct).sum(0)
+    to_come = torch.zeros(particles, dtype=torch.float64)
+    by_sample: list[Tensor] = []
+    for score, (price, cost) in zip(reversed(scores), reversed(later), strict=True):
+        to_come = to_come + cost
+        baseline = (to_come.sum() - to_come) / (particles - 1)
+        by_sample.insert(0, (to_come - baseline) * score)
+        surrogate = surrogate + by_sample[0]
+        to_come = to_come + price
+    return rows_of(total, parameters), rows_of(surrogate, parameters), by_sample
+
+
+def rows_of(values: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Return the gradients [P, n] of values [P]."""
+    rows = []
+    for value in values:
+        found = torch.autograd.grad(value, parameters, retain_graph=True)
+        rows.append(torch.cat([g.flatten() for g in found]))
+    return torch.stack(rows)
+
+
+def test_variances_are_those_among_particles() -> None:
+    walker = Walker(particles=20)
+    # So many sketches leave an error of about 1 %.
+    torch.manual_seed(8)
+    findings, _, _ = compare(walker, "TP", copies=400)
+    for name, rows in zip(("RP", "LR"), by_hand(walker, 8)[:2], strict=True):
+        expected = rows.var(0).sum() / walker.particles
+        assert findings.estimates[name].variance == pytest.approx(float(expected), rel=0.03)
+
+
+def test_small_parameters_are_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (sketches, rollouts):
+        monkeypatch.setattr(module, "EXACT", 1000)
+    walker = Walker(particles=20)
+    torch.manual_seed(9)
+    findings, comparison, gradient = compare(walker, "TP")
+    for name, rows in zip(("RP", "LR"), by_hand(walker, 9)[:2], strict=True):
+        expected = rows.var(0).sum() / walker.particles
+        assert findings.estimates[name].variance == pytest.approx(float(expected), rel=1e-9)
+    # TP's: at least the particles' contributions add up to its gradient.
+    sketches_of = comparison._gradients._sketches
+    for parameter, total in zip(walker.parameters, gradient, strict=True):
+        sums = sketches_of[id(parameter)]._sums[comparison.names.index("TP")]
+        torch.testing.assert_close(sums.sum(0), total.flatten())
+
+
+def test_variances_by_time_step_are_in_the_rollouts_order() -> None:
+    walker = Walker(particles=20)
+    torch.manual_seed(10)
+    findings, _, _ = compare(walker, "LR")
+    _, _, by_sample = by_hand(walker, 10)
+    for found, values in zip(findings.variances["LR"], by_sample, strict=True):
+        expected = rows_of(values, walker.parameters).var(0).sum() / walker.particles
+        assert float(found) == pytest.approx(float(expected), rel=1e-9)
+    assert findings.variances["RP"].shape == findings.lr_weight.shape == (walker.horizon,)
+
+
+def test_weights_by_time_step_are_those_of_tp() -> None:
+    walker = Walker()
+    manager = PropagationManager("TP")
+    torch.manual_seed(11)
+    walker(manager).backward()
+    weights = torch.stack(manager.statistics["lr_weight"]).flip(0).double()
+    torch.manual_seed(11)
+    findings, _, _ = compare(walker, "TP")
+    torch.testing.assert_close(findings.lr_weight, weights)
+
+
+# -- what can be compared ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", estimator_names())
+def test_which_estimators_are_comparable(name: str) -> None:
+    expected = {"RP": "RP", "LR": "LR", "TP": "TP", "TPX": "TP"}.get(name)
+    assert comparable(*make_estimator(name)) == expected
+
+
+@pytest.mark.parametrize("name", ["RP", "LR", "TP"])
+def test_particles_that_depend_on_each_other_are_not(name: str) -> None:
+    assert comparable(*make_estimator(name, noise="quasi-random")) is None
+
+
+def test_a_single_particle_has_no_variance() -> None:
+    chaos = Chaos(2.0, particles=1, horizon=3)
+    manager = PropagationManager("RP")
+    comparison = Comparison("RP")
+    manager.default_propagator, manager.loss_propagator = comparing_propagators(
+        manager.default_propagator, comparison
+    )
+    torch.manual_seed(12)
+    (compared,) = torch.autograd.grad(chaos(manager), chaos.parameters)
+    torch.manual_seed(12)
+    (plain,) = torch.autograd.grad(chaos(PropagationManager("RP")), chaos.parameters)
+    assert torch.equal(compared, plain)
+    assert comparison.findings() is None
+
+
+def test_only_the_first_rollout_of_a_step_is_looked_at() -> None:
+    chaos = Chaos(2.5, horizon=5)
+    manager = PropagationManager("RP")
+    comparison = Comparison("RP")
+    manager.default_propagator, manager.loss_propagator = comparing_propagators(
+        manager.default_propagator, comparison
+    )
+    torch.manual_seed(13)
+    (two,) = torch.autograd.grad(chaos(manager) + chaos(manager), chaos.parameters)
+    manager = PropagationManager("RP")
+    torch.manual_seed(13)
+    (plain,) = torch.autograd.grad(chaos(manager) + chaos(manager), chaos.parameters)
+    torch.testing.assert_close(two, plain)
+    assert comparison.findings().variances["RP"].shape == (5,)
+
+
+class Particular(Walker):
+    """A rollout with one sample that has options of its own."""
+
+    options: dict[str, Any]
+
+    def __call__(self, manager: PropagationManager) -> Tensor:
+        x = torch.zeros(self.particles, 3, dtype=torch.float64)
+        for step in range(3):
+            more = self.options if step == 1 else {}
+            dist = Normal(x + self.net(x), self.log_std.exp().expand_as(x))
+            x = manager.sample(dist, **more)
+        return manager.loss((x - 0.5).square().sum(1))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"weighting": "cross-fitted"}, {"share": "mesh"}, {"noise": "quasi-random"}],
+    ids=str,
+)
+def test_options_of_single_samples_are_honoured(options: dict[str, Any]) -> None:
+    rollout = Particular()
+    rollout.options = options
+    torch.manual_seed(14)
+    plain = torch.autograd.grad(rollout(PropagationManager("TP")), rollout.parameters)
+    torch.manual_seed(14)
+    findings, _, compared = compare(rollout, "TP")
+    for a, b in zip(plain, compared, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+    assert findings.estimates == {}
+    assert "let particles share" in findings.missing["TP"]
+
+
+def test_a_targets_tensors_may_be_expanded() -> None:
+    class Expanded(Chaos):
+        def __call__(self, manager: PropagationManager) -> Tensor:
+            beta = expand(self.parameters[0], self.particles)
+            x = self.system.initial_state(self.particles, torch.float64)
+            for _ in range(self.system.horizon):
+                x = manager.sample(self.system.transition(x, beta), ivw_target=beta)
+            return manager.loss(self.system.cost(x))
+
+    torch.manual_seed(15)
+    expected, _, plain = compare(Chaos(2.5, horizon=8), "TP")
+    torch.manual_seed(15)
+    found, _, compared = compare(Expanded(2.5, horizon=8), "TP")
+    torch.testing.assert_close(plain, compared)
+    for name in STREAMS:
+        variance = expected.estimates[name].variance
+        assert found.estimates[name].variance == pytest.approx(variance)

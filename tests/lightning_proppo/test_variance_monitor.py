@@ -1,0 +1,468 @@
+"""The monitor in real Trainers: what it logs, where, and what it leaves alone."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import importlib
+import math
+import pickle
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.distributions import Categorical, Normal
+from torch.utils.data import DataLoader
+
+from lightning_proppo import PropagationCallback, VarianceMonitor
+from lightning_proppo.callbacks import variance as module_of_monitor
+from lightning_proppo.callbacks.alarms import Alarm
+from lightning_proppo.callbacks.pictures import Column, draw_columns
+from lightning_proppo.propagators import PauseProp
+
+PARTICLES = 16
+STREAMS = ("RP", "LR", "TP")
+KINDS = ("variance", "snr", "gradient_norm", "particles_needed", "not_finite")
+OF_USED = ("gradient/variance", "gradient/snr", "gradient/norm", "gradient/not_finite")
+Z = 4.0  # two-sided; one in 15,000 by chance
+
+
+@pytest.fixture(params=["pytorch_lightning", "lightning.pytorch"])
+def pl(request: pytest.FixtureRequest) -> ModuleType:
+    """The package that Trainer and LightningModule come from."""
+    return importlib.import_module(request.param)
+
+
+@pytest.fixture
+def one_pl() -> ModuleType:
+    return importlib.import_module("pytorch_lightning")
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet() -> None:
+    module_of_monitor._warned.clear()
+
+
+def roll(module: Any, cost: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    x = torch.zeros(PARTICLES, 2)
+    for _ in range(3):
+        x = module.manager.sample(Normal(x + module.net(x), 0.1))
+    return module.manager.loss((x - 1.0).square().sum(1) if cost is None else cost(x))
+
+
+def make_module(
+    pl: ModuleType, step: Callable[[Any], Tensor] = roll, batches: int = 4, rate: float = 0.01
+) -> Any:
+    class Module(pl.LightningModule):
+        def __init__(self, width: int = 24) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, 2))
+            self.seen: list[type] = []
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            del batch, batch_idx
+            if hasattr(self, "manager"):
+                self.seen.append(type(self.manager.default_propagator))
+            return step(self)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=rate)
+
+        def train_dataloader(self) -> Any:
+            return DataLoader(range(batches), batch_size=1)
+
+    return Module()
+
+
+def fit(
+    pl: ModuleType,
+    module: Any,
+    callbacks: Sequence[Any],
+    logger: Any = False,
+    epochs: int = 1,
+    seed: int = 1,
+    **options: Any,
+) -> Any:
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=logger,
+        callbacks=list(callbacks),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        **options,
+    )
+    torch.manual_seed(seed)
+    trainer.fit(module)
+    return trainer
+
+
+class Recorder:
+    """Makes loggers that keep what they are given, as W&B's and MLflow's would be given it."""
+
+    def __new__(cls, pl: ModuleType) -> Any:
+        class Logger(pl.loggers.logger.Logger):
+            name, version = "recorder", 0
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.rows: list[tuple[int | None, dict[str, float]]] = []
+
+            def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+            def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+                self.rows.append((step, metrics))
+
+        return Logger()
+
+
+# -- what is logged, and where -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", ["RP", "LR", "TP"])
+def test_scalars_reach_any_logger(pl: ModuleType, estimator: str) -> None:
+    logger = Recorder(pl)
+    monitor = VarianceMonitor(every_n_steps=2)
+    fit(pl, make_module(pl), [PropagationCallback(estimator), monitor], logger)
+    rows = [(step, found) for step, found in logger.rows if "gradient/variance" in found]
+    assert [step for step, _ in rows] == [0, 2]
+    expected = {*OF_USED, *(f"{kind}/{name}" for kind in KINDS for name in STREAMS)}
+    for _, found in rows:
+        assert set(found) == expected
+        assert all(isinstance(value, float) and math.isfinite(value) for value in found.values())
+        assert found["gradient/variance"] == found[f"variance/{estimator}"] > 0
+        assert found[f"particles_needed/{estimator}"] == pytest.approx(PARTICLES)
+        ratio = found["variance/LR"] / found[f"variance/{estimator}"]
+        assert found["particles_needed/LR"] == pytest.approx(PARTICLES * ratio)
+        norm, variance = found["gradient/norm"], found["gradient/variance"]
+        expected_snr = max(norm**2 - variance, 0) / variance
+        assert found["gradient/snr"] == pytest.approx(expected_snr, rel=1e-4)
+    assert monitor.last == rows[-1][1]
+
+
+def test_csv_gets_scalars(one_pl: ModuleType, tmp_path: Path) -> None:
+    logger = one_pl.loggers.CSVLogger(str(tmp_path), name="csv", version=0)
+    monitor = VarianceMonitor(every_n_steps=2)
+    fit(one_pl, make_module(one_pl), [PropagationCallback("TP"), monitor], logger)
+    logger.save()
+    with (tmp_path / "csv" / "version_0" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get("variance/RP")]
+    assert [int(row["step"]) for row in rows] == [0, 2]
+    assert all(float(row["variance/LR"]) > 0 for row in rows)
+
+
+def test_without_a_logger_there_is_no_crash(pl: ModuleType) -> None:
+    monitor = VarianceMonitor(every_n_steps=1)
+    fit(pl, make_module(pl), [PropagationCallback("TP"), monitor])
+    assert monitor.last["variance/RP"] > 0
+
+
+def test_tensorboard_gets_pages(pl: ModuleType, tmp_path: Path) -> None:
+    logger = pl.loggers.TensorBoardLogger(str(tmp_path), name="tb", version=0)
+    monitor = VarianceMonitor(every_n_steps=1)
+    fit(pl, make_module(pl), [PropagationCallback("LR"), monitor], logger)
+    events = EventAccumulator(str(tmp_path / "tb" / "version_0"), size_guidance={"images": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert {f"log10_{kind}/{name}" for kind in KINDS[:1] for name in STREAMS} <= set(
+        tags["scalars"]
+    )
+    assert {f"variance/{name}" for name in STREAMS} <= set(tags["scalars"])
+    shown = ("variance_RP", "variance_LR", "weight_on_LR")
+    assert {f"by_time_step/{name}" for name in shown} == set(tags["images"])
+    assert len(tags["histograms"]) == 3
+    # One name for an image and a histogram would hide one of them.
+    assert not set(tags["images"]) & set(tags["histograms"])
+    assert "custom_scalars__config__" in tags["tensors"]
+    layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    assert all(f"log10_variance/{name}".encode() in layout for name in STREAMS)
+    hparams = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"estimator" in hparams
+    assert b"LR" in hparams
+    assert b"width" in hparams
+
+
+# -- what is left alone --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", ["RP", "LR", "TP", "TPX", "GS", "TP+MESH"])
+def test_training_is_the_same_as_without(one_pl: ModuleType, estimator: str) -> None:
+    def step(module: Any) -> Tensor:
+        x = torch.zeros(PARTICLES, 2)
+        for _ in range(3):
+            x = module.manager.sample(Normal(x + module.net(x), 0.1))
+        module.manager.append_loss(x, lossfunc=lambda x: (x - 1.0).square().sum(1))
+        return module.manager.loss()
+
+    trained = []
+    for more in ([], [VarianceMonitor(every_n_steps=2)]):
+        module = make_module(one_pl, step, batches=6)
+        fit(one_pl, module, [PropagationCallback(estimator), *more])
+        trained.append(module.state_dict())
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_other_steps_run_with_the_managers_own_propagators(one_pl: ModuleType) -> None:
+    module = make_module(one_pl, batches=7)
+    callback = PropagationCallback("TP")
+    own = callback._manager.default_propagator, callback._manager.loss_propagator
+    fit(one_pl, module, [callback, VarianceMonitor(every_n_steps=3)])
+    kinds = [kind is type(own[0]) for kind in module.seen]
+    assert kinds == [False, True, True, False, True, True, False]
+    manager = module.manager
+    assert (manager.default_propagator, manager.loss_propagator) == own
+
+
+def test_steps_are_those_of_the_optimizer(one_pl: ModuleType) -> None:
+    logger = Recorder(one_pl)
+    module = make_module(one_pl, batches=8)
+    callbacks = [PropagationCallback("TP"), VarianceMonitor(every_n_steps=2)]
+    fit(one_pl, module, callbacks, logger, accumulate_grad_batches=2)
+    steps = [step for step, found in logger.rows if "gradient/variance" in found]
+    assert steps == [0, 2]
+
+
+def test_an_exception_gives_the_manager_its_propagators_back(one_pl: ModuleType) -> None:
+    def step(module: Any) -> Tensor:
+        roll(module)
+        raise KeyError("lost")
+
+    module = make_module(one_pl, step)
+    callback = PropagationCallback("LR")
+    own = callback._manager.default_propagator
+    with pytest.raises(KeyError, match="lost") as found:
+        fit(one_pl, module, [callback, VarianceMonitor()])
+    assert module.manager.default_propagator is own
+    assert any("compare=['LR']" in note for note in found.value.__notes__)
+
+
+def test_it_can_be_pickled_after_training(one_pl: ModuleType) -> None:
+    monitor = VarianceMonitor(every_n_steps=1)
+    fit(one_pl, make_module(one_pl), [PropagationCallback("TP"), monitor])
+    again = pickle.loads(pickle.dumps(monitor))
+    assert again.last == monitor.last
+    assert copy.deepcopy(monitor).every_n_steps == 1
+
+
+# -- estimators that cannot be had ---------------------------------------------------------------
+
+
+def test_discrete_samples_leave_lr(one_pl: ModuleType) -> None:
+    def step(module: Any) -> Tensor:
+        x = module.manager.sample(Categorical(logits=module.net(torch.ones(PARTICLES, 2))))
+        return module.manager.loss(x.float())
+
+    monitor = VarianceMonitor(every_n_steps=1)
+    with pytest.warns(UserWarning, match="cannot compare RP: Categorical has no reparam"):
+        fit(one_pl, make_module(one_pl, step), [PropagationCallback("LR"), monitor])
+    assert "variance/RP" not in monitor.last
+    assert monitor.last["variance/LR"] > 0
+
+
+def test_costs_without_a_gradient_leave_lr(one_pl: ModuleType) -> None:
+    monitor = VarianceMonitor(every_n_steps=1)
+    module = make_module(one_pl, lambda module: roll(module, lambda x: x.detach().sum(1)))
+    with pytest.warns(UserWarning, match="cannot compare TP: the costs have no gradient"):
+        fit(one_pl, module, [PropagationCallback("LR"), monitor])
+    assert set(monitor.last) == {*OF_USED, *(f"{kind}/LR" for kind in KINDS)}
+
+
+def test_lr_alone_needs_no_samples_with_gradients(one_pl: ModuleType) -> None:
+    def cost(x: Tensor) -> Tensor:
+        return torch.from_numpy(x.numpy() ** 2).sum(1)
+
+    monitor = VarianceMonitor(every_n_steps=1, compare=["LR"])
+    module = make_module(one_pl, lambda module: roll(module, cost))
+    fit(one_pl, module, [PropagationCallback("LR"), monitor])
+    assert monitor.last["variance/LR"] > 0
+
+
+def test_another_propagators_node_is_found_out(one_pl: ModuleType) -> None:
+    def step(module: Any) -> Tensor:
+        x = torch.zeros(PARTICLES, 2)
+        for _ in range(2):
+            x = module.manager.sample(Normal(x + module.net(x), 0.1))
+            x = module.manager.forward(x, local_propagator=PauseProp())
+        return module.manager.loss(x.square().sum(1))
+
+    trained = []
+    for more in ([], [VarianceMonitor(every_n_steps=1)]):
+        module = make_module(one_pl, step)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            fit(one_pl, module, [PropagationCallback("TP"), *more])
+        trained.append(module.state_dict())
+    assert any("another propagator has a node" in str(w.message) for w in said)
+    assert set(more[0].last) == set(OF_USED)  # the plain part, from then on
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value)
+
+
+@pytest.mark.parametrize("estimator", ["GS", "TP+MESH", "GR"])
+def test_other_estimators_get_the_plain_part(one_pl: ModuleType, estimator: str) -> None:
+    def step(module: Any) -> Tensor:
+        x = torch.zeros(PARTICLES, 2)
+        for _ in range(3):
+            x = module.manager.sample(Normal(x + module.net(x), 0.1))
+        module.manager.append_loss(x, lossfunc=lambda x: (x - 1.0).square().sum(1))
+        return module.manager.loss()
+
+    logger = Recorder(one_pl)
+    module = make_module(one_pl, step, batches=8)
+    fit(one_pl, module, [PropagationCallback(estimator), VarianceMonitor(every_n_steps=3)], logger)
+    rows = [(step, found) for step, found in logger.rows if "gradient/variance" in found]
+    assert [step for step, _ in rows] == [2, 3, 6]
+    assert all(set(found) == set(OF_USED) for _, found in rows)
+
+
+# -- any LightningModule -------------------------------------------------------------------------
+
+
+def test_an_ordinary_loss_has_its_variance(one_pl: ModuleType) -> None:
+    torch.set_default_dtype(torch.float64)
+    batch, std, size = 20, 0.7, 2 * 24 + 24 + 24 * 2 + 2
+
+    def step(module: Any) -> Tensor:
+        # The gradient's noise is normal, of variance std^2 / batch in each parameter, and its mean
+        # moves with the parameters.
+        noise = std * torch.randn(batch, size)
+        flat = torch.cat([p.flatten() for p in module.parameters()])
+        return 0.5 * flat.square().sum() + (noise @ flat).mean()
+
+    logger = Recorder(one_pl)
+    monitor = VarianceMonitor(every_n_steps=4)
+    fit(one_pl, make_module(one_pl, step, batches=400), [monitor], logger)
+    found = torch.tensor([row["gradient/variance"] for _, row in logger.rows])
+    assert len(found) >= 99
+    error = found.std() / len(found) ** 0.5
+    assert abs(found.mean() - size * std**2 / batch) < Z * error
+
+
+def test_gradients_that_are_not_finite_are_counted(one_pl: ModuleType) -> None:
+    def step(module: Any) -> Tensor:
+        return module.net(torch.ones(3, 2)).sum() * torch.inf
+
+    monitor = VarianceMonitor(every_n_steps=3)
+    fit(one_pl, make_module(one_pl, step), [monitor])
+    assert monitor.last["gradient/not_finite"] > 0
+    assert monitor.last["gradient/snr"] == 0
+
+
+# -- arguments -----------------------------------------------------------------------------------
+
+
+def test_the_variance_of_some_parameters(one_pl: ModuleType) -> None:
+    found = {}
+    for names in (["net.0"], ["net.2.weight", "net.2.bias"], None):
+        monitor = VarianceMonitor(every_n_steps=100, parameters=names, sketches=200)
+        fit(one_pl, make_module(one_pl), [PropagationCallback("TP"), monitor])
+        found[str(names)] = monitor.last
+    first, second, whole = found.values()
+    for name in ("variance/RP", "variance/LR"):
+        assert first[name] + second[name] == pytest.approx(whole[name], rel=0.05)
+
+
+def test_parameters_that_are_not_there(one_pl: ModuleType) -> None:
+    monitor = VarianceMonitor(parameters=["policy"])
+    with pytest.raises(ValueError, match=r"no parameter or submodule .* named 'policy'.*net\.0"):
+        fit(one_pl, make_module(one_pl), [PropagationCallback("TP"), monitor])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"every_n_steps": 0}, "every_n_steps must be an int of at least 1; got 0"),
+        ({"sketches": 1.5}, "sketches must be an int"),
+        ({"compare": "RP"}, "compare must be a list"),
+        ({"compare": ["PR"]}, "compare must be one of RP, LR, TP; got 'PR'"),
+        ({"parameters": "net"}, "parameters must be a list"),
+        ({"parameters": []}, "parameters must be a list"),
+        ({"alarm": "shout"}, "alarm must be one of warn, stop; got 'shout'"),
+        ({"min_snr": -1}, "min_snr must be a number of 0 or more"),
+        ({"max_rp_ratio": "many"}, "max_rp_ratio must be a number"),
+        ({"patience": 0}, "patience must be an int of at least 1"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VarianceMonitor(**arguments)
+
+
+# -- the alarm -----------------------------------------------------------------------------------
+
+
+def noise_only(module: Any) -> Tensor:
+    """A loss whose gradient is noise."""
+    return sum((p * torch.randn_like(p)).sum() for p in module.parameters())
+
+
+@pytest.mark.parametrize("action", ["warn", "stop"])
+def test_noise_raises_the_alarm_once(pl: ModuleType, action: str) -> None:
+    module = make_module(pl, noise_only, batches=40)
+    monitor = VarianceMonitor(every_n_steps=3, alarm=action, min_snr=1.0, patience=4)
+    verb = "stops the training" if action == "stop" else "warns"
+    with pytest.warns(UserWarning, match=f"{verb} at step") as found:
+        trainer = fit(pl, module, [monitor])
+    said = [str(w.message) for w in found if "VarianceMonitor" in str(w.message)]
+    assert len(said) == 1
+    assert "signal-to-noise ratio is" in said[0]
+    assert (trainer.global_step < 40) == (action == "stop")
+
+
+def test_a_good_signal_raises_none(one_pl: ModuleType) -> None:
+    module = make_module(one_pl, batches=20, rate=1e-4)
+    monitor = VarianceMonitor(every_n_steps=1, alarm="stop", patience=3)
+    assert fit(one_pl, module, [PropagationCallback("TP"), monitor]).global_step == 20
+
+
+def test_rp_that_explodes_raises_the_alarm() -> None:
+    alarm = Alarm("warn", 0.0, 100.0, patience=2)
+    assert alarm.check(1.0, 1.0, 5.0) == ()
+    assert alarm.check(1.0, 1.0, 500.0) == ()
+    (words,) = alarm.check(1.0, 1.0, math.inf)
+    assert words.startswith("RP's variance is inf times LR's")
+    assert alarm.check(1.0, 1.0, math.nan) == ()  # said already
+
+
+def test_looks_are_pooled() -> None:
+    alarm = Alarm("warn", 0.5, 1e3, patience=3)
+    for signal in (4.0, -1.0, 0.0):  # (4 - 1 + 0) / 3 = 1
+        assert alarm.check(signal, 1.0) == ()
+    assert alarm.check(0.0, 1.0) != ()
+
+
+# -- the images ----------------------------------------------------------------------------------
+
+
+def test_images_show_what_there_is() -> None:
+    horizon = 10
+    rising = torch.logspace(3, -3, horizon, dtype=torch.float64)
+    columns = [
+        Column(step, {"RP": rising, "LR": torch.ones(horizon)}, torch.zeros(0))
+        for step in (0, 2, 4)
+    ]
+    figures = draw_columns(columns)
+    assert set(figures) == {"variance_RP", "variance_LR"}
+    ax = figures["variance_RP"].axes[0]
+    assert ax.get_xlabel() == "training step"
+    (front,) = (line for line in ax.lines if line.get_label() == "front")
+    assert list(front.get_ydata()) == [5.0, 5.0, 5.0]  # five samples where RP is noisier
+
+
+@pytest.mark.parametrize("value", [0.0, math.inf, math.nan])
+def test_images_of_values_without_a_logarithm(value: float) -> None:
+    values = torch.full((4,), value, dtype=torch.float64)
+    column = Column(0, {"RP": values, "LR": values}, values)
+    for figure in draw_columns([column]).values():
+        figure.canvas.draw()
