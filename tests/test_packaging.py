@@ -146,11 +146,21 @@ def test_the_command_of_the_wheel_finds_the_figures(
     clean_environment: Path, tmp_path: Path
 ) -> None:
     command = clean_environment / "bin" / "lightning-proppo"
-    assert re.search(r"^  figures +Compute", run(command, "--help", cwd=tmp_path), re.MULTILINE)
+    listed = run(command, "--help", cwd=tmp_path)
+    for line in ("figures +Compute", "collect +Collect episodes", "render +Film an episode"):
+        assert re.search(rf"^  {line}", listed, re.MULTILINE)
     told = run(command, "figures", "8c", "--quick", "--out", "made", cwd=tmp_path)
     assert "figure 8c" in told
     made = {path.name for path in (tmp_path / "made").iterdir()}
     assert made == {"figure-8c-quick.png", "figure-8c-quick.csv"}
+
+
+def test_the_command_of_the_wheel_collects_episodes(
+    clean_environment: Path, tmp_path: Path
+) -> None:
+    command = clean_environment / "bin" / "lightning-proppo"
+    run(command, "collect", "--environment", "Pendulum-v1", "--out", "data", cwd=tmp_path)
+    assert len(list((tmp_path / "data").glob("*.npz"))) == 1
 
 
 def test_the_editable_installation_works_from_elsewhere(tmp_path: Path) -> None:

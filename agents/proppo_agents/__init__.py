@@ -1,5 +1,6 @@
-"""LightningModules that learn through stochastic rollouts, and the parts that they are made of."""
+"""LightningModules that learn through stochastic rollouts, what they are made of, and callbacks."""
 
+from proppo_agents.callbacks import EpisodeVideo, PredictionFigure
 from proppo_agents.chaotic_rnn import ChaoticRNNModule
 from proppo_agents.costs import Cost, EnvironmentCost, LearnedReward, QuadraticCost, SaturatingCost
 from proppo_agents.dynamics import DynamicsModel, EnsembleDynamics, GPDynamics, SparseGPDynamics
@@ -14,12 +15,14 @@ __all__ = [
     "DynamicsModel",
     "EnsembleDynamics",
     "EnvironmentCost",
+    "EpisodeVideo",
     "GPDynamics",
     "InitialState",
     "LearnedReward",
     "LinearPolicy",
     "MLPPolicy",
     "Policy",
+    "PredictionFigure",
     "QuadraticCost",
     "RBFPolicy",
     "SaturatingCost",

@@ -16,9 +16,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_proppo import PropagationManager
+from proppo_agents.callbacks.base import tell_callbacks
 from proppo_agents.costs import Cost, EnvironmentCost, LearnedReward
 from proppo_agents.dynamics import DynamicsModel, GPDynamics
+from proppo_agents.episode_files import EpisodeFolder
 from proppo_agents.episodes import Episode, collect_episode
+from proppo_agents.experience import (
+    collect_and_keep,
+    earlier_episodes,
+    keep_all,
+    new_seed,
+    run_folder,
+    seeds_of,
+    trial_of,
+)
 from proppo_agents.export import export_policy
 from proppo_agents.initial_state import InitialState
 from proppo_agents.parts import Part, make_part
@@ -89,7 +100,10 @@ class PILCO(pl.LightningModule):
             the policy is given up, and the next epoch starts from a random one again. What was
             learned with the first, poor models is often a dead end that gradients do not lead out
             of. None: never.
-        random_episodes: how many episodes with random actions there are before the first fit.
+        random_episodes: how many episodes there are before the first fit: those of ``data``, and
+            then some with random actions.
+        data: a folder of episodes to start from, as trainings and ``lightning-proppo collect``
+            leave them (or one of their files). What a checkpoint holds too is not taken twice.
 
     Raises:
         TypeError, ValueError: if an argument is not as said here; at the start of training, if
@@ -117,6 +131,7 @@ class PILCO(pl.LightningModule):
         candidates: int = 50,
         patience: int | None = 1,
         random_episodes: int = 1,
+        data: str | None = None,
     ) -> None:
         super().__init__()
         given = dict(locals())
@@ -164,10 +179,13 @@ class PILCO(pl.LightningModule):
         self.learning_rate = learning_rate
         self.final_learning_rate = final_learning_rate
         self.random_episodes = random_episodes
+        self.data = data
         self.candidates = candidates
         self.patience = patience
         self.episodes: list[Episode] = []
         self.trials: list[Trial] = []
+        self.kept: EpisodeFolder | None = None
+        self._data_seeds: set[int] = set()
         self._predicted: list[Tensor] = []
         self._search_started = 0
         self.reset_policy()
@@ -224,6 +242,20 @@ class PILCO(pl.LightningModule):
         if stage == "fit":
             share_of(self.trainer, self.particles, "particles")
 
+    def on_fit_start(self) -> None:
+        """Take the episodes of ``data``, and have all there are in the run's folder."""
+        name = self.hparams["environment"]
+        found = made_by_first(
+            self._trainer, lambda: earlier_episodes(self.data, self.episodes, self.env, name)
+        )
+        folder = run_folder(self.trainer, "episodes")
+        if folder is not None and self.trainer.is_global_zero:
+            self.kept = EpisodeFolder(folder)
+            keep_all(self.kept, self.episodes, self.trials, found, name)
+        self._data_seeds = seeds_of(found)
+        self.episodes += [each.episode for each in found]
+        self.trials += [trial_of(each, self._return_of(each.episode)) for each in found]
+
     def on_train_epoch_start(self) -> None:
         """Collect an episode with the current policy and refit the model."""
         while len(self.episodes) < self.random_episodes:
@@ -257,11 +289,19 @@ class PILCO(pl.LightningModule):
         predicted = mean_over_ranks(self._trainer, torch.stack(last)).tolist() if last else []
 
         # Drawn by all ranks, so that their generators stay in step.
-        seed = int(torch.randint(2**31 - 1, ()))
-        episode = made_by_first(self._trainer, lambda: collect_episode(self.env, policy, seed))
+        seed = new_seed(self._data_seeds)
+        about = {
+            "environment": self.hparams["environment"],
+            "environment_options": self.hparams["environment_options"] or {},
+            "steps": self.global_step if self._trainer else 0,
+            "predicted_return": statistics.fmean(predicted) if predicted else None,
+        }
+        episode = made_by_first(
+            self._trainer, lambda: collect_and_keep(self.env, policy, seed, self.kept, about)
+        )
         trial = Trial(
-            steps=self.global_step if self._trainer else 0,
-            predicted_return=statistics.fmean(predicted) if predicted else None,
+            steps=about["steps"],
+            predicted_return=about["predicted_return"],
             real_return=self._return_of(episode),
             success=episode.success,
         )
@@ -271,6 +311,7 @@ class PILCO(pl.LightningModule):
         if self.dynamics.fitted:
             # A coordinate that stood still in this episode has none.
             metrics["dynamics/r_squared"] = float(self.dynamics.r_squared(episode).nanmean())
+        tell_callbacks(self, episode, policy)
         self.episodes.append(episode)
         self.trials.append(trial)
         self._log_now(metrics)

@@ -101,6 +101,7 @@ def test_training_goes_on_from_a_checkpoint(trained: tuple[PILCO, Path], tmp_pat
         accelerator="cpu",
         max_epochs=3,
         logger=False,
+        default_root_dir=tmp_path,
         callbacks=[PropagationCallback("TP")],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -143,7 +144,7 @@ def test_a_policy_that_comes_to_nothing_is_given_up(
 ) -> None:
     outcomes = iter(returns)
 
-    def collect(env: Any, policy: Any, seed: int) -> Episode:
+    def collect(env: Any, policy: Any, seed: int, **options: Any) -> Episode:
         outcome = float(next(outcomes))
         rewards = torch.tensor([outcome], dtype=torch.float64)
         episode = collect_episode(env, policy, seed)
@@ -156,7 +157,7 @@ def test_a_policy_that_comes_to_nothing_is_given_up(
         started.append(self.current_epoch)
         start_search(self)
 
-    monkeypatch.setattr("proppo_agents.pilco.collect_episode", collect)
+    monkeypatch.setattr("proppo_agents.experience.collect_episode", collect)
     monkeypatch.setattr(PILCO, "start_search", start)
     fit(small(patience=patience, steps=1), tmp_path, epochs=4)
     assert started == expected

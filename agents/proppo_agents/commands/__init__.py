@@ -1,0 +1,1 @@
+"""Subcommands of ``lightning-proppo``: what can be done with an agent and its environment."""

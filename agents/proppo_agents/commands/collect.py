@@ -1,0 +1,106 @@
+"""``lightning-proppo collect``: acts in an environment, and keeps what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_proppo.cli import CommandError
+from proppo_agents.commands.sources import (
+    Source,
+    of_checkpoint,
+    of_config,
+    of_environment,
+    positive,
+)
+from proppo_agents.episode_files import EpisodeFolder
+from proppo_agents.experience import collect_and_keep
+
+
+def main(args: Sequence[str]) -> int:
+    """Collect episodes into a folder, with random actions or a checkpoint's policy.
+
+    Args:
+        args: what follows the subcommand's name.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        CommandError: if there is nothing to act in, or no folder to write to.
+    """
+    options = _parser().parse_args(args)
+    # Libraries greet on stdout, which belongs to the result.
+    with contextlib.redirect_stdout(sys.stderr):
+        source = _source(options)
+    folder = EpisodeFolder(options.out)
+    first = len(folder) if options.seed is None else options.seed
+    about = {
+        "environment": source.environment,
+        "environment_options": source.options,
+        "steps": source.steps,
+    }
+    for seed in range(first, first + options.episodes):
+        before = len(folder)
+        try:
+            episode = collect_and_keep(source.env, source.policy, seed, folder, about)
+        except OSError as error:
+            raise CommandError(f"{options.out} cannot be written: {error.strerror}.") from error
+        told = "" if len(folder) > before else ", which the folder held already"
+        sys.stdout.write(
+            f"seed {seed}: {len(episode.actions)} steps, return {episode.total:.4g}, "
+            f"{'success' if episode.success else 'no success'}{told}\n"
+        )
+        sys.stdout.flush()
+    sys.stdout.write(f"{options.out} holds {len(folder)} episodes.\n")
+    sys.stdout.flush()
+    return 0
+
+
+def _source(options: argparse.Namespace) -> Source:
+    if options.ckpt is not None:
+        return of_checkpoint(options.ckpt)
+    if options.config is not None:
+        return of_config(options.config)
+    return of_environment(options.environment, options.options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lightning-proppo collect",
+        description="Collect episodes into a folder, which fit takes by --model.data. Each is "
+        "written as soon as it ends, or is broken off.",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--ckpt", type=Path, metavar="PATH", help="act by the policy of this checkpoint"
+    )
+    what.add_argument(
+        "--config",
+        type=Path,
+        metavar="PATH",
+        help="random actions in the environment of this configuration of fit",
+    )
+    what.add_argument("--environment", metavar="ID", help="random actions in this environment")
+    parser.add_argument(
+        "--options",
+        default="{}",
+        metavar="JSON",
+        help="of the environment given by its id (default: {})",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="where episodes are added"
+    )
+    parser.add_argument(
+        "--episodes", type=positive, default=1, metavar="N", help="how many (default: 1)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        metavar="S",
+        help="of the first, the next ones count on (default: how many episodes the folder holds)",
+    )
+    return parser
