@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import zipfile
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -175,10 +176,10 @@ def _arrays(episode: Episode) -> dict[str, NDArray[Any]]:
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    archive = np.load(path, allow_pickle=False)
-    if isinstance(archive, np.ndarray):
-        raise ValueError("it holds one array, and no names")
-    with archive:
+    # Of another file NumPy would say how to read it unsafely.
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is cut off, or no .npz at all")
+    with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 
 

@@ -144,10 +144,12 @@ def test_pickles_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "pickled.npz"
     path.write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(EpisodeFileError, match=r"pickled\.npz"):
+    with pytest.raises(
+        EpisodeFileError, match=r"pickled\.npz is not .* no \.npz at all\. Move it away"
+    ):
         read_episode(path)
     np.save(tmp_path / "array.npy", np.zeros(3))
-    with pytest.raises(EpisodeFileError, match="one array, and no names"):
+    with pytest.raises(EpisodeFileError, match=r"no \.npz at all"):
         read_episode(tmp_path / "array.npy")
     assert not (tmp_path / "sprung").exists()
 
