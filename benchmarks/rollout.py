@@ -31,11 +31,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from benchmarks.stages import Stages
 from benchmarks.timing import times
 from lightning_proppo import PropagationManager
-from proppo_agents import PILCO
+from proppo_agents import PILCO, GPDynamics, RBFPolicy
 from proppo_agents.episodes import Episode
 
 ESTIMATORS = ("RP", "LR", "TP")
@@ -62,10 +63,11 @@ Timed = Callable[[str, Callable[..., Any]], Callable[..., Any]]
 def make_agent(arguments: argparse.Namespace, episodes: list[Episode], dtype: torch.dtype) -> PILCO:
     """Return an agent with a model of the episodes."""
     agent = PILCO(
+        dynamics=GPDynamics(steps=FIT_STEPS),
+        policy=RBFPolicy(basis_functions=arguments.centres),
+        spread=(1.0, 2.0, 3.0, 5.0),
         particles=arguments.particles,
         horizon=arguments.horizon,
-        centres=arguments.centres,
-        fit_steps=FIT_STEPS,
     ).to(dtype)
     agent.episodes = episodes
     agent.refit()
@@ -96,7 +98,7 @@ def peer_steps(arguments: argparse.Namespace, agent: PILCO) -> dict[str, Step]:
     """Return functions that take pipps_demo's policy step (which must be importable)."""
     from pipps.agents import MBAgent
     from pipps.dynamics_models import GPDynamicsModel
-    from pipps.policies import RBFPolicy
+    from pipps.policies import RBFPolicy as PeerPolicy
     from proppo.baseline_funcs import mean_baseline
     from proppo.propagation_manager import PropagationManager as PeerManager
     from proppo.propagators import LRProp, RPProp, TotalProp
@@ -115,7 +117,7 @@ def peer_steps(arguments: argparse.Namespace, agent: PILCO) -> dict[str, Step]:
     likelihood.noise = 0.001 * outputs.var(0).mean().reshape(1)
     model.eval()
     likelihood.eval()
-    start = agent.initial_mean.double().numpy()
+    start = agent.initial.mean_value.double().numpy()
 
     def cost(obs: torch.Tensor, act: torch.Tensor) -> torch.Tensor:
         return agent.env.unwrapped.cost(obs, act)
@@ -128,10 +130,10 @@ def peer_steps(arguments: argparse.Namespace, agent: PILCO) -> dict[str, Step]:
     }
 
     def step_of(estimator: str) -> Step:
-        policy = RBFPolicy(
+        policy = PeerPolicy(
             size, 1, arguments.particles, 0.01, arguments.centres, start, activation="sins"
         )
-        peer = MBAgent(policy, model, start, cost, float(agent.initial_std[0]))
+        peer = MBAgent(policy, model, start, cost, float(agent.initial.std_value[0]))
         manager = PeerManager(default_propagator=propagators[estimator]())
 
         def step() -> None:
@@ -147,8 +149,8 @@ def shares(agent: PILCO, estimator: str, repetitions: int) -> dict[str, float]:
     """Return the median share of each stage in a step."""
     stages = Stages()
     step = our_step(agent, estimator, stages.timed)
-    dynamics, policy = agent.dynamics, agent.policy.forward
-    agent.dynamics = stages.timed("dynamics", dynamics)
+    dynamics, policy = agent.dynamics.forward, agent.policy.forward
+    agent.dynamics.forward = stages.timed("dynamics", dynamics)
     agent.policy.forward = stages.timed("policy", policy)
     step()  # warm up
     found: dict[str, list[float]] = {name: [] for name in SHARES}
@@ -160,7 +162,7 @@ def shares(agent: PILCO, estimator: str, repetitions: int) -> dict[str, float]:
         stages.seconds["propagation"] = total - sum(stages.seconds.values())
         for name, own in found.items():
             own.append(stages.seconds[name] / total)
-    agent.dynamics, agent.policy.forward = dynamics, policy
+    agent.dynamics.forward, agent.policy.forward = dynamics, policy
     return {name: statistics.median(own) for name, own in found.items()}
 
 
@@ -179,7 +181,9 @@ def table(arguments: argparse.Namespace, points: int) -> list[dict[str, Any]]:
         peers = peer_steps(arguments, make_agent(arguments, episodes, torch.float32))
         steps.update({(estimator, PEER): step for estimator, step in peers.items()})
     steps = {key: steps[key] for key in sorted(steps, key=lambda key: ESTIMATORS.index(key[0]))}
-    found = times(steps, arguments.repetitions, torch.device("cpu"), f"{points} points")
+    label = f"{points} points"
+    with tqdm(total=arguments.repetitions, desc=label, file=sys.stderr, disable=None) as bar:
+        found = times(steps, arguments.repetitions, torch.device("cpu"), bar)
     rows = []
     for (estimator, name), seconds in found.items():
         low, middle, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from lightning_proppo import PropagationManager
 from lightning_proppo.callbacks.noise import NoiseStream
-from proppo_agents import PILCO
+from proppo_agents import PILCO, GPDynamics
 from proppo_envs.chaotic_rnn import ChaoticRNN
 
 SYSTEMS = ("chaotic RNN", "PILCO")
@@ -62,7 +62,7 @@ def chaotic_gradient(particles: int, device: torch.device) -> Gradient:
 def pilco_gradient(particles: int, device: torch.device) -> Gradient:
     """Return a function that computes one gradient [n] with respect to the policy's parameters."""
     torch.manual_seed(0)  # the same episodes, model and policy on all ranks
-    agent = PILCO(particles=particles, fit_steps=30)
+    agent = PILCO(dynamics=GPDynamics(steps=30), spread=(1.0, 2.0, 3.0, 5.0), particles=particles)
     agent.episodes = [agent.collect(policy=None) for _ in range(POINTS // agent.episode_steps)]
     agent.refit()
     agent.to(device)

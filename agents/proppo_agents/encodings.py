@@ -1,7 +1,8 @@
-"""What models and policies see of an observation: angles as points on the circle."""
+"""Angles: what models and policies see of them are points on the circle."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -31,6 +32,39 @@ def encode_angles(observation: Tensor, angles: Sequence[int]) -> Tensor:
     sines = [columns[i].sin() for i in angles]
     cosines = [columns[i].cos() for i in angles]
     return torch.stack([*others, *sines, *cosines], dim=-1)
+
+
+def angle_changes(change: Tensor, angles: Sequence[int]) -> Tensor:
+    """Return changes [..., D], those of angles the shorter way round: in [-pi, pi)."""
+    if not angles:
+        return change
+    chosen = list(angles)
+    wrapped = change.clone()
+    wrapped[..., chosen] = torch.remainder(change[..., chosen] + math.pi, 2 * math.pi) - math.pi
+    return wrapped
+
+
+def onto_circles(observation: Tensor, circles: Sequence[tuple[int, int]]) -> Tensor:
+    """Put pairs of coordinates back onto the unit circle, as sines and cosines of angles are.
+
+    What a model predicts of a sine and a cosine drifts off the circle, and soon away from all data.
+
+    Args:
+        observation: [..., D].
+        circles: pairs of coordinates.
+
+    Returns:
+        [..., D]: each pair over its length, or over 1e-3 where it is shorter than that.
+    """
+    if not circles:
+        return observation
+    columns = list(observation.unbind(-1))
+    for i, j in circles:
+        # Of a point that is just the centre, a length by itself would have no gradient.
+        squared = columns[i].square() + columns[j].square()
+        length = squared.clamp_min(1e-6).sqrt()
+        columns[i], columns[j] = columns[i] / length, columns[j] / length
+    return torch.stack(columns, dim=-1)
 
 
 def check_angles(angles: Sequence[int], size: int) -> tuple[int, ...]:

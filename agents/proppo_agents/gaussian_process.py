@@ -13,6 +13,7 @@ import gpytorch
 import torch
 from torch import Tensor
 
+from proppo_agents.data import check_data, standardize
 from proppo_agents.gp_prediction import Factors, predict
 
 # With more, the kernel matrix of a well sampled function is singular in float64.
@@ -118,6 +119,21 @@ class _BatchGP(gpytorch.models.ExactGP):
         )
 
 
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Of E processes whose inputs and outputs have mean 0 and standard deviation 1.
+
+    Attributes:
+        lengthscales: [E, I].
+        signal_variance: [E].
+        noise_variance: [E].
+    """
+
+    lengthscales: Tensor
+    signal_variance: Tensor
+    noise_variance: Tensor
+
+
 def fit_gaussian_process(
     inputs: Tensor, outputs: Tensor, steps: int = 150, learning_rate: float = 0.1
 ) -> GPPosterior:
@@ -127,7 +143,7 @@ def fit_gaussian_process(
     ``steps`` steps in float64. As in PILCO, a signal far above the noise is penalized.
 
     Args:
-        inputs: [N, I], at least 2 rows.
+        inputs: [N, I], at least 1 row.
         outputs: [N, E].
         steps: Adam's steps.
         learning_rate: Adam's.
@@ -138,22 +154,19 @@ def fit_gaussian_process(
     Raises:
         ValueError: if the shapes do not fit together, or not all values are finite.
     """
-    if inputs.dim() != 2 or outputs.dim() != 2 or len(inputs) != len(outputs) or len(inputs) < 2:
-        raise ValueError(
-            "inputs and outputs must be [N, I] and [N, E] with the same N of at least 2; got "
-            f"{list(inputs.shape)} and {list(outputs.shape)}."
-        )
-    for name, value in (("inputs", inputs), ("outputs", outputs)):
-        if not bool(torch.isfinite(value).all()):
-            wrong = int((~torch.isfinite(value)).sum())
-            raise ValueError(f"{name} must be finite; got {wrong} NaN or infinite values.")
-    x, input_mean, input_std = _standardized(inputs.detach().double())
-    y, output_mean, output_std = _standardized(outputs.detach().double())
-    lengthscales, signal, noise = _hyperparameters(x, y.mT, steps, learning_rate)
-    scaled = x / lengthscales.unsqueeze(1)
-    distance = torch.cdist(scaled, scaled).square()
-    kernel = signal[:, None, None] * torch.exp(-0.5 * distance)
-    kernel = kernel + torch.diag_embed(noise.unsqueeze(1).expand(-1, len(x)))
+    check_data(inputs, outputs)
+    x, y = inputs.detach().double(), outputs.detach().double()
+    return condition(x, y, fit_hyperparameters(x, y, steps, learning_rate)).to(inputs)
+
+
+def condition(inputs: Tensor, outputs: Tensor, found: Hyperparameters) -> GPPosterior:
+    """Return the posterior after data [N, I] and [N, E], both float64."""
+    x, input_mean, input_std = standardize(inputs)
+    y, output_mean, output_std = standardize(outputs)
+    found = Hyperparameters(**{name: value.to(x) for name, value in vars(found).items()})
+    scaled = x / found.lengthscales.unsqueeze(1)
+    kernel = covariance(scaled, scaled, found.signal_variance)
+    kernel = kernel + torch.diag_embed(found.noise_variance.unsqueeze(1).expand(-1, len(x)))
     factor = torch.linalg.cholesky(kernel)
     eye = torch.eye(len(x), dtype=x.dtype, device=x.device).expand_as(factor)
     return GPPosterior(
@@ -162,19 +175,25 @@ def fit_gaussian_process(
         output_mean=output_mean,
         output_std=output_std,
         scaled_inputs=scaled,
-        lengthscales=lengthscales,
-        signal_variance=signal,
-        noise_variance=noise,
+        lengthscales=found.lengthscales,
+        signal_variance=found.signal_variance,
+        noise_variance=found.noise_variance,
         weights=torch.cholesky_solve(y.mT.unsqueeze(-1), factor).squeeze(-1),
         # solve_triangular's result has its columns together; products are faster with rows.
         inverse_factor=torch.linalg.solve_triangular(factor, eye, upper=False).contiguous(),
-    ).to(inputs)
+    )
 
 
-def _hyperparameters(
-    x: Tensor, y: Tensor, steps: int, learning_rate: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return lengthscales [E, I], signal and noise variances [E] for x [N, I] and y [E, N]."""
+def covariance(a: Tensor, b: Tensor, signal_variance: Tensor) -> Tensor:
+    """Return the kernel [E, N, M] between points [E, N, I] and [E, M, I] over lengthscales."""
+    return signal_variance[:, None, None] * torch.exp(-0.5 * torch.cdist(a, b).square())
+
+
+def fit_hyperparameters(
+    inputs: Tensor, outputs: Tensor, steps: int, learning_rate: float
+) -> Hyperparameters:
+    """Maximize the marginal likelihood of data [N, I] and [N, E]."""
+    x, y = standardize(inputs)[0], standardize(outputs)[0].mT
     count = len(y)
     likelihood = gpytorch.likelihoods.GaussianLikelihood(
         batch_shape=torch.Size([count]),
@@ -198,15 +217,8 @@ def _hyperparameters(
             loss = (excess / len(x) - marginal(model(inputs), y)).sum()
             loss.backward()
             optimizer.step()
-    return (
+    return Hyperparameters(
         model.covar_module.base_kernel.lengthscale.detach().squeeze(1),
         model.covar_module.outputscale.detach(),
         likelihood.noise.detach().squeeze(-1),
     )
-
-
-def _standardized(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    mean, std = x.mean(0), x.std(0)
-    # A coordinate that does not vary has nothing to be scaled by.
-    std = torch.where(std > 1e-12, std, torch.ones_like(std))
-    return (x - mean) / std, mean, std

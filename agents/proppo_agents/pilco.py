@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_info
@@ -18,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from lightning_proppo import PropagationManager
 from proppo_agents.callbacks.base import tell_callbacks
-from proppo_agents.dynamics import GPDynamics
-from proppo_agents.encodings import check_angles
+from proppo_agents.costs import Cost, EnvironmentCost, LearnedReward
+from proppo_agents.dynamics import DynamicsModel, GPDynamics
 from proppo_agents.episode_files import EpisodeFolder
 from proppo_agents.episodes import Episode, collect_episode
 from proppo_agents.experience import (
@@ -31,22 +30,32 @@ from proppo_agents.experience import (
     seeds_of,
     trial_of,
 )
+from proppo_agents.export import export_policy
+from proppo_agents.initial_state import InitialState
+from proppo_agents.parts import Part, make_part
 from proppo_agents.plots import plot_trials
-from proppo_agents.policies import RBFPolicy
+from proppo_agents.policies import Policy, RBFPolicy
 from proppo_agents.ranks import empty_batches, made_by_first, mean_over_ranks, own_noise, share_of
+from proppo_agents.rollouts import roll_out
 from proppo_agents.trials import Trial
+from proppo_agents.worlds import UnendingError, World, make_world
 
 
 class PILCO(pl.LightningModule):
     """Learns to act from few episodes, as PILCO does, with Monte Carlo gradients.
 
     An epoch is one trial: an episode of the real environment with the current policy (the first
-    with random actions), a Gaussian process model fitted to all episodes, and ``steps`` gradient
-    steps on the predicted cost of ``particles`` rollouts through the model, whose gradients are
-    the manager's (PILCO: Deisenroth and Rasmussen 2011; with particles and total propagation:
-    PIPPS, Parmas et al. 2018). After the last epoch the final policy has its episode too.
+    with random actions), a model fitted to all episodes, and ``steps`` gradient steps on the
+    predicted cost of ``particles`` rollouts through the model, whose gradients are the manager's
+    (PILCO: Deisenroth and Rasmussen 2011; with particles and total propagation: PIPPS, Parmas et
+    al. 2018). After the last epoch the final policy has its episode too.
 
-    The manager comes from :class:`lightning_proppo.PropagationCallback`.
+    The manager comes from :class:`lightning_proppo.PropagationCallback`. The other parts can be
+    exchanged: the model, the policy, the cost, and the distribution of an episode's start. Each may
+    also be given as a dict with ``class_path`` and ``init_args``.
+
+    Rollouts know no early end. Where an environment ends an episode before its time, the model
+    learns of what came before, and the cost must say that the end is a bad one.
 
     On several ranks the particles are shared out evenly. The first rank alone acts in the real
     environment, fits the model and draws new policies, and sends the others what came of it, so
@@ -56,24 +65,33 @@ class PILCO(pl.LightningModule):
     starts from); at each episode, with the number of steps the policy has had, ``real/return``
     and ``real/success`` (1 or 0); at each fit ``dynamics/noise_std`` (mean over coordinates), and
     from the second on ``dynamics/r_squared``, how well the model before the fit predicted the new
-    episode (mean over coordinates; 1 is perfect). Returns are the sums of rewards, where a
-    reward is 1 - cost.
+    episode (mean over coordinates; 1 is perfect). Returns are sums of rewards: of the environment's
+    own, where the cost is known or learned of it. With another cost, rewards are what that makes of
+    the episode, and ``real/reward`` is the sum of the environment's.
 
     Args:
-        environment: what ``gymnasium.make`` makes. Its actions must be a Box from -1 to 1, its
-            episodes of a fixed length, and it must have a method ``cost(observation, action)``
-            which takes tensors [P, D] of observations after a step, and [P, A], to costs [P].
+        environment: what ``gymnasium.make`` makes: any environment whose actions are a bounded Box
+            of [A] numbers, and whose observations are a Box. Other bounds than -1 and 1 are
+            rescaled.
         environment_options: keyword arguments for ``gymnasium.make``.
-        angles: the coordinates of the observation that are angles (rad).
-        initial_mean: [D], mean of the observation at an episode's start.
-        initial_std: its standard deviation, one number or [D].
-        spread: [D], a typical deviation from 0 of each coordinate; see :class:`RBFPolicy`.
-        centres: basis functions of the policy.
-        initial_weight_std: of the policy's weights.
+        dynamics: the model; None: :class:`GPDynamics`.
+        policy: what is learned; None: :class:`RBFPolicy`.
+        cost: None: the environment's own, where ``proppo_envs.find_task`` or a method ``cost`` of
+            the environment tells it (:class:`EnvironmentCost`); else its reward is learned, by the
+            same kind of regression as the dynamics (:class:`LearnedReward`).
+        initial: where episodes start; None: :class:`InitialState`, fitted to the episodes' first
+            observations.
+        angles: the coordinates of the observation that are angles (rad), which model and policy see
+            by sine and cosine; None: those known of the environment.
+        spread: [D], a typical deviation from 0 of each coordinate, which new policies are made for;
+            None: the root mean square deviation of all observations so far from where episodes
+            start. One episode of random actions tells little of it: say it where it is known.
         particles: rollouts for each gradient, of all ranks together; P, a rank's share of them, in
             the shapes below.
         horizon: H, steps of a predicted rollout; None: as many as an episode has. With more, a
             policy cannot let go in an episode's last steps, where a fall has no time to cost much.
+        episode_steps: after how many steps a real episode ends; None: when the environment ends it,
+            or, where that does not say, after ``horizon``.
         steps: gradient steps in an epoch.
         learning_rate: Adam's at the start of an epoch.
         final_learning_rate: at the end of an epoch, as a fraction of ``learning_rate``.
@@ -86,29 +104,27 @@ class PILCO(pl.LightningModule):
             then some with random actions.
         data: a folder of episodes to start from, as trainings and ``lightning-proppo collect``
             leave them (or one of their files). What a checkpoint holds too is not taken twice.
-        fit_steps: Adam's steps in fitting the model.
 
     Raises:
-        ValueError: if an argument is not as said here; at the start of training, if ``particles``
-            is not a multiple of the number of ranks.
+        TypeError, ValueError: if an argument is not as said here; at the start of training, if
+            ``particles`` is not a multiple of the number of ranks.
     """
 
     manager: PropagationManager
-    initial_mean: Tensor
-    initial_std: Tensor
 
     def __init__(
         self,
         environment: str = "proppo_envs:CartPoleSwingUp-v0",
         environment_options: dict[str, Any] | None = None,
-        angles: Sequence[int] = (2,),
-        initial_mean: Sequence[float] = (0.0, 0.0, 3.141592653589793, 0.0),
-        initial_std: float | Sequence[float] = 0.1,
-        spread: Sequence[float] = (1.0, 2.0, 3.0, 5.0),
-        centres: int = 50,
-        initial_weight_std: float = 0.5,
+        dynamics: DynamicsModel | None = None,
+        policy: Policy | None = None,
+        cost: Cost | None = None,
+        initial: InitialState | None = None,
+        angles: Sequence[int] | None = None,
+        spread: Sequence[float] | None = None,
         particles: int = 200,
         horizon: int | None = None,
+        episode_steps: int | None = None,
         steps: int = 120,
         learning_rate: float = 0.03,
         final_learning_rate: float = 0.3,
@@ -116,14 +132,13 @@ class PILCO(pl.LightningModule):
         patience: int | None = 1,
         random_episodes: int = 1,
         data: str | None = None,
-        fit_steps: int = 150,
     ) -> None:
         super().__init__()
+        given = dict(locals())
         for name, value, least in (
             ("particles", particles, 2),
             ("steps", steps, 1),
             ("random_episodes", random_episodes, 1),
-            ("fit_steps", fit_steps, 1),
             ("candidates", candidates, 1),
             ("patience", 1 if patience is None else patience, 1),
         ):
@@ -135,54 +150,53 @@ class PILCO(pl.LightningModule):
         ):
             if not rate > 0:
                 raise ValueError(f"{name} must be positive; got {rate!r}.")
-        self.env = gymnasium.make(environment, **(environment_options or {}))
-        self._check_environment(environment)
-        size = self.env.observation_space.shape[0]  # type: ignore[index]
-        action_size = self.env.action_space.shape[0]  # type: ignore[index]
-        if len(initial_mean) != size:
-            raise ValueError(
-                f"initial_mean must be {size} numbers, one for each coordinate of the observation; "
-                f"got {list(initial_mean)}."
-            )
-        std = torch.as_tensor(initial_std, dtype=torch.get_default_dtype())
-        if std.dim() > 1 or std.numel() not in (1, size) or bool((std < 0).any()):
-            raise ValueError(
-                f"initial_std must be a number or {size} numbers, 0 or more; got {initial_std!r}."
-            )
-        self.save_hyperparameters()
-        self.angles = check_angles(angles, size)
-        self._new_policy = partial(
-            RBFPolicy, size, action_size, spread, self.angles, centres, initial_weight_std
+        world = self.world = _make_world(
+            environment, environment_options, horizon, episode_steps, angles
         )
-        self.policy = self._new_policy()
-        self.register_buffer("initial_mean", torch.tensor([float(m) for m in initial_mean]))
-        self.register_buffer("initial_std", std.expand(size).clone())
-        self.episode_steps = int(self.env.spec.max_episode_steps)  # type: ignore[union-attr,arg-type]
+        self.env, self.episode_steps = world.env, world.episode_steps
         self.horizon = self.episode_steps if horizon is None else horizon
         if self.horizon < self.episode_steps:
             raise ValueError(
-                f"horizon must be at least an episode's {self.episode_steps} steps; got {horizon}."
+                f"horizon must be at least an episode's {self.episode_steps} steps; got {horizon}. "
+                "Shorter episodes: episode_steps."
             )
+        size = world.spaces.observation_size
+        if spread is not None and (len(spread) != size or not all(s > 0 for s in spread)):
+            raise ValueError(
+                f"spread must be {size} positive numbers, one for each coordinate of the "
+                f"observation; got {list(spread)}."
+            )
+        self.dynamics = _part("dynamics", dynamics, DynamicsModel, GPDynamics).build(world.spaces)
+        self.policy = _part("policy", policy, Policy, RBFPolicy).build(world.spaces)
+        self.initial = _part("initial", initial, InitialState, InitialState).build(world.spaces)
+        self.cost = _part("cost", cost, Cost, self._own_cost).build(world)
+        parameters = list(inspect.signature(PILCO.__init__).parameters)[1:]
+        # In plain values, which a checkpoint can hold and nothing has to be run for.
+        self.save_hyperparameters({name: _plain(given[name]) for name in parameters})
+        self.spread = spread
         self.particles = particles
         self.steps = steps
         self.learning_rate = learning_rate
         self.final_learning_rate = final_learning_rate
         self.random_episodes = random_episodes
         self.data = data
-        self.fit_steps = fit_steps
         self.candidates = candidates
         self.patience = patience
         self.episodes: list[Episode] = []
         self.trials: list[Trial] = []
         self.kept: EpisodeFolder | None = None
         self._data_seeds: set[int] = set()
-        self.dynamics: GPDynamics | None = None
         self._predicted: list[Tensor] = []
         self._search_started = 0
+        self.reset_policy()
 
     def act(self, observation: Tensor) -> Tensor:
-        """Return the policy's actions [P, A] at observations [P, D]."""
-        return self.policy(observation.to(self.initial_mean))
+        """Return the policy's actions [P, A], from -1 to 1, at observations [P, D]."""
+        return self.policy(observation.to(self.initial.mean_value))
+
+    def export(self, path: str | Path) -> Path:
+        """Write the policy to a file that PyTorch alone can run; see ``export_policy``."""
+        return export_policy(self.policy, self.world, path)
 
     def predict(self) -> tuple[Tensor, Tensor]:
         """Roll the particles out through the model, recorded by the manager.
@@ -191,23 +205,35 @@ class PILCO(pl.LightningModule):
             The manager's loss [], the mean cost over the horizon; and the mean return [] of an
             episode, without a gradient. On several ranks: of this rank's particles.
         """
-        if self.dynamics is None:
+        if not self.dynamics.fitted:
             raise RuntimeError("predict: there is no model yet; call refit() first.")
-        cost = self.env.unwrapped.cost  # type: ignore[attr-defined]
-        particles = share_of(self._trainer, self.particles, "particles")
-        x = self.initial_mean + self.initial_std * torch.randn(
-            (particles, len(self.initial_mean)),
-            dtype=self.initial_mean.dtype,
-            device=self.initial_mean.device,
+        start = self.initial.sample(share_of(self._trainer, self.particles, "particles"))
+        costs = roll_out(
+            self.manager,
+            start,
+            self.horizon,
+            self.policy,
+            self.dynamics,
+            self.cost,
+            self.world.spaces,
         )
-        costs = []
-        for _ in range(self.horizon):
-            u = self.policy(x)
-            x = self.manager.sample(self.dynamics(x, u))
-            costs.append(
-                self.manager.append_loss({"observation": x, "action": u}, lossfunc=cost).mean()
-            )
-        return self.manager.loss(), (1 - torch.stack(costs[: self.episode_steps])).sum()
+        rewards = self.cost.reward_offset - torch.stack(costs[: self.episode_steps])
+        return self.manager.loss(), rewards.sum()
+
+    def reset_policy(self) -> None:
+        """Draw another policy at random, in place of the present one."""
+        centre = torch.zeros(self.world.spaces.observation_size)
+        if self.spread is not None:
+            spread = torch.tensor(self.spread)
+        elif self.episodes:
+            centre = self.initial.mean_value.double().cpu()
+            away = torch.cat([e.observations - centre for e in self.episodes])
+            spread = away.square().mean(0).sqrt()
+            # A coordinate that stays where it starts has nothing to be scaled by.
+            spread = torch.where(spread > 1e-12, spread, torch.ones_like(spread))
+        else:
+            spread = torch.ones_like(centre)
+        self.policy.reset(centre, spread)
 
     # -- a trial -----------------------------------------------------------------------------
 
@@ -228,7 +254,7 @@ class PILCO(pl.LightningModule):
             keep_all(self.kept, self.episodes, self.trials, found, name)
         self._data_seeds = seeds_of(found)
         self.episodes += [each.episode for each in found]
-        self.trials += [trial_of(each, each.episode.total) for each in found]
+        self.trials += [trial_of(each, self._return_of(each.episode)) for each in found]
 
     def on_train_epoch_start(self) -> None:
         """Collect an episode with the current policy and refit the model."""
@@ -276,13 +302,15 @@ class PILCO(pl.LightningModule):
         trial = Trial(
             steps=about["steps"],
             predicted_return=about["predicted_return"],
-            real_return=episode.total,
+            real_return=self._return_of(episode),
             success=episode.success,
         )
         metrics = {"real/return": trial.real_return, "real/success": float(trial.success)}
-        if self.dynamics is not None:
-            model = self.dynamics.to(episode.observations)
-            metrics["dynamics/r_squared"] = float(model.r_squared(episode).mean())
+        if not self.cost.of_environment:
+            metrics["real/reward"] = episode.total
+        if self.dynamics.fitted:
+            # A coordinate that stood still in this episode has none.
+            metrics["dynamics/r_squared"] = float(self.dynamics.r_squared(episode).nanmean())
         tell_callbacks(self, episode, policy)
         self.episodes.append(episode)
         self.trials.append(trial)
@@ -292,22 +320,36 @@ class PILCO(pl.LightningModule):
         return episode
 
     def refit(self) -> None:
-        """Fit the model to all episodes."""
+        """Fit the model, and whatever else is learned of data, to all episodes."""
+        learned: list[DynamicsModel | Cost] = [self.dynamics]
+        if self.cost.learns:
+            learned.append(self.cost)
+        # Drawn by all ranks, so that their generators stay in step.
+        seed = int(torch.randint(2**31 - 1, ()))
+
+        def fit() -> list[dict[str, Any]]:
+            with torch.random.fork_rng([]):
+                torch.manual_seed(seed)
+                for part in learned:
+                    part.fit(self.episodes)
+            return [part.state_dict() for part in learned]
+
         # Not by each rank for itself: where processors differ, so do an optimizer's results.
-        dynamics = made_by_first(
-            self._trainer, lambda: GPDynamics.fit(self.episodes, self.angles, self.fit_steps)
-        )
-        self.dynamics = dynamics.to(self.initial_mean)
-        self._log_now({"dynamics/noise_std": float(dynamics.posterior.noise_std.mean())})
+        states = made_by_first(self._trainer, fit)
+        if self._trainer is not None and not self.trainer.is_global_zero:
+            for part, state in zip(learned, states, strict=True):
+                part.load_state_dict(state)
+        self.initial.fit(self.episodes)
+        self._log_now({"dynamics/noise_std": float(self.dynamics.noise_std.mean())})
 
     @torch.no_grad()
     def start_search(self) -> None:
         """Put the best of some random policies, by the model, in the policy's place."""
         candidates: list[dict[str, Tensor]] = []
         costs: list[Tensor] = []
-        with own_noise(self._trainer, self.initial_mean.device):
+        with own_noise(self._trainer, self.initial.mean_value.device):
             for _ in range(self.candidates):
-                drawn = made_by_first(self._trainer, lambda: self._new_policy().state_dict())
+                drawn = made_by_first(self._trainer, self._drawn_policy)
                 self.policy.load_state_dict(drawn)
                 candidates.append(drawn)
                 costs.append(self.predict()[0])
@@ -366,6 +408,25 @@ class PILCO(pl.LightningModule):
 
     # -- inner -------------------------------------------------------------------------------
 
+    def _own_cost(self) -> Cost:
+        if EnvironmentCost.is_known(self.world):
+            return EnvironmentCost()
+        return LearnedReward(self.dynamics.new_regressor())
+
+    def _drawn_policy(self) -> dict[str, Tensor]:
+        self.reset_policy()
+        return {name: value.clone() for name, value in self.policy.state_dict().items()}
+
+    @torch.no_grad()
+    def _return_of(self, episode: Episode) -> float:
+        """Return the sum of rewards that compares with what is predicted."""
+        if self.cost.of_environment:
+            return episode.total
+        like = self.initial.mean_value
+        x, u = episode.observations.to(like), episode.actions.to(like)
+        costs = self.cost(**self.cost.arguments(x[:-1], u, x[1:]))
+        return float((self.cost.reward_offset - costs).sum())
+
     def _out_of_patience(self) -> bool:
         if self.patience is None:
             return False
@@ -384,24 +445,27 @@ class PILCO(pl.LightningModule):
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.global_step)
 
-    def _check_environment(self, name: str) -> None:
-        space = self.env.action_space
-        if not (
-            isinstance(space, gymnasium.spaces.Box)
-            and len(space.shape) == 1
-            and bool((space.low == -1).all() and (space.high == 1).all())
-        ):
-            raise ValueError(
-                f"environment: the actions of {name} must be a Box of [A] numbers from -1 to 1; "
-                f"got {space}. gymnasium.wrappers.RescaleAction makes them so."
-            )
-        if not callable(getattr(self.env.unwrapped, "cost", None)):
-            raise ValueError(
-                f"environment: {name} must have a method cost(observation, action), differentiable "
-                "in torch; it has none."
-            )
-        if self.env.spec is None or self.env.spec.max_episode_steps is None:
-            raise ValueError(
-                f"environment: {name} must end its episodes after a fixed number of steps "
-                "(max_episode_steps); it does not say."
-            )
+
+def _part(name: str, given: Any, kind: type[Any], default: Callable[[], Any]) -> Any:
+    return default() if given is None else make_part(name, given, kind)
+
+
+def _make_world(
+    environment: str,
+    options: dict[str, Any] | None,
+    horizon: int | None,
+    episode_steps: int | None,
+    angles: Sequence[int] | None,
+) -> World:
+    try:
+        return make_world(environment, options, episode_steps, angles)
+    except UnendingError:
+        if horizon is None:
+            raise
+        return make_world(environment, options, horizon, angles)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Part):
+        return value.description()
+    return list(value) if isinstance(value, tuple) else value

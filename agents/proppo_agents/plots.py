@@ -37,7 +37,9 @@ def plot_trials(trials: Sequence[Trial], path: Path) -> None:
     axes.set_xlabel("trial (0: random actions)")
     axes.set_ylabel("return")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(bottom=0)
+    drawn = [t.real_return for t in trials] + [t.predicted_return or 0.0 for t in trials]
+    if min(drawn, default=0.0) >= 0:
+        axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -9,12 +9,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, NoReturn
 
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.utilities import rank_zero_only
 
+from lightning_proppo.cli.hints import hint
 from lightning_proppo.cli.program import PROGRAM, USER_ERROR
 
 PICTURES = {".png", ".svg", ".pdf"}
@@ -36,6 +37,17 @@ class ProppoCLI(LightningCLI):
     """Lightning's command line for any LightningModule; says after ``fit`` where things lie."""
 
     _started = 0.0
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make a parser that suggests names for misspelt ones."""
+        parser = super().init_parser(**kwargs)
+        tell = parser.error
+
+        def error(message: str, ex: Exception | None = None) -> NoReturn:
+            tell(message + hint(message, parser._option_string_actions), ex)
+
+        parser.error = error  # type: ignore[method-assign]
+        return parser
 
     def instantiate_classes(self) -> None:
         """Make model and trainer; a value that one of them refuses is the user's error."""

@@ -22,6 +22,7 @@ from lightning_proppo.per_particle import (
     find_parameter_uses,
 )
 from lightning_proppo.propagators import TPBase
+from proppo_agents.parts import Spaces
 from proppo_agents.policies import RBFPolicy
 
 P = 7
@@ -259,7 +260,7 @@ def evaluated(module: nn.Module) -> nn.Module:
 
 
 def rbf_policy() -> nn.Module:
-    return RBFPolicy(6, 2, spread=[1.0] * 6, angles=[1, 4], centres=8)
+    return RBFPolicy(basis_functions=8).build(Spaces(6, 2, angles=(1, 4)))
 
 
 def mlp(activation: nn.Module) -> nn.Module:

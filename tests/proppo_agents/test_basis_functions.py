@@ -15,6 +15,7 @@ from lightning_proppo.graph import vector_jacobian_product
 from lightning_proppo.per_particle import find_parameter_uses
 from proppo_agents.basis_functions import radial_basis
 from proppo_agents.encodings import encode_angles
+from proppo_agents.parts import Spaces
 from proppo_agents.policies import RBFPolicy
 
 from .largest_tensor import LargestTensor
@@ -96,7 +97,7 @@ def test_total_propagation_follows_particles_through_the_policy() -> None:
 
     def statistics(expand: bool) -> list[Tensor]:
         torch.manual_seed(0)
-        policy = RBFPolicy(D, 1, (1.0, 3.0, 2.0), angles=(1,), centres=C).double()
+        policy = RBFPolicy(basis_functions=C).build(Spaces(D, 1, angles=(1,))).double()
         parameters = list(policy.parameters())
         expanded = [lightning_proppo.expand(p, particles) for p in parameters]
         manager = PropagationManager("TP")

@@ -18,7 +18,13 @@ from proppo_agents.episodes import collect_episode
 from proppo_agents.experience import collect_and_keep
 from proppo_envs.cartpole import CartPoleSwingUpEnv
 
-SMALL = {"particles": 8, "steps": 2, "fit_steps": 3, "candidates": 1, "centres": 5}
+SMALL: dict[str, Any] = {
+    "particles": 8,
+    "steps": 2,
+    "candidates": 1,
+    "dynamics": {"class_path": "proppo_agents.GPDynamics", "init_args": {"steps": 3}},
+    "policy": {"class_path": "proppo_agents.RBFPolicy", "init_args": {"basis_functions": 5}},
+}
 
 
 def small(**changes: Any) -> PILCO:

@@ -81,7 +81,7 @@ def test_the_posterior_has_the_datas_dtype() -> None:
     [
         (torch.zeros(3, 2), torch.zeros(4, 1), r"\[3, 2\] and \[4, 1\]"),
         (torch.zeros(3), torch.zeros(3, 1), r"\[3\]"),
-        (torch.zeros(1, 2), torch.zeros(1, 1), "at least 2"),
+        (torch.zeros(0, 2), torch.zeros(0, 1), "at least 1"),
         (torch.zeros(3, 2), torch.full((3, 1), torch.nan), "outputs must be finite; got 3"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from proppo_agents import PILCO
+from proppo_agents import PILCO, RBFPolicy
 from proppo_agents.ranks import made_by_first, mean_over_ranks, own_noise, share_of
 
 from ..launching import launch
@@ -24,7 +24,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 
 from lightning_proppo import PropagationCallback
-from proppo_agents import PILCO
+from proppo_agents import PILCO, GPDynamics, RBFPolicy
 from proppo_envs.cartpole import CartPoleSwingUpEnv
 
 folder = Path(sys.argv[1])
@@ -59,7 +59,14 @@ sys.addaudithook(note_files)
 CartPoleSwingUpEnv.step = step
 torch.set_num_threads(1)
 pl.seed_everything(4)
-module = Agent(particles=8, steps=3, fit_steps=5, candidates=3, centres=10, patience=1)
+module = Agent(
+    dynamics=GPDynamics(steps=5),
+    policy=RBFPolicy(basis_functions=10),
+    particles=8,
+    steps=3,
+    candidates=3,
+    patience=1,
+)
 module.policy.register_forward_pre_hook(policy_input)
 trainer = pl.Trainer(
     accelerator="cpu",
@@ -239,7 +246,7 @@ def test_particles_are_checked_before_an_episode_is_spent() -> None:
 def test_a_candidate_whose_cost_is_not_a_number_is_not_chosen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    module = PILCO(candidates=3, centres=4)
+    module = PILCO(candidates=3, policy=RBFPolicy(basis_functions=4))
     costs = iter([2.0, float("nan"), 1.0])
     tried: list[Tensor] = []
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
+
+from torch import Tensor
+from torch.distributions import Normal
 
 from lightning_proppo.callbacks.tensorboard import tensorboard_writers
 from proppo_agents.callbacks.base import EpisodeCallback
+from proppo_agents.encodings import onto_circles
 from proppo_agents.episodes import Episode, Policy
 from proppo_agents.experience import run_folder
 from proppo_agents.figures.style import save
@@ -71,7 +76,17 @@ def predicted_by(
     agent: Any, episode: Episode, policy: Policy | None, particles: int, seed: int
 ) -> Prediction | None:
     """Return what an agent's present model predicts of an episode, or None if it has no model."""
-    if agent.dynamics is None:
+    if not agent.dynamics.fitted:
         return None
-    model = agent.dynamics.to(episode.observations)
-    return predict_episode(model, policy, episode, particles, agent.angles, seed)
+    # A copy: the agent's own stays where it is, in its precision.
+    dynamics = copy.deepcopy(agent.dynamics).to(episode.observations)
+    spaces = agent.world.spaces
+
+    def single(x: Tensor, action: Tensor) -> Normal:
+        mean, variance = dynamics.expected_change(x, action)
+        return Normal(x + mean, variance.sqrt(), validate_args=False)
+
+    def draw(x: Tensor, action: Tensor) -> Tensor:
+        return onto_circles(dynamics(x, action).sample(), spaces.circles)
+
+    return predict_episode(single, policy, episode, particles, spaces.angles, seed, draw)

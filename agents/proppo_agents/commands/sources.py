@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-import numpy as np
 import torch
 import yaml
 from jsonargparse import ArgumentParser
@@ -18,6 +17,7 @@ from pytorch_lightning import LightningModule
 from lightning_proppo.cli import CommandError, load_module
 from lightning_proppo.cli.program import first_line
 from proppo_agents.episodes import Policy
+from proppo_agents.worlds import make_world
 
 
 @dataclass(frozen=True)
@@ -92,27 +92,10 @@ def of_environment(name: str, options: str) -> Source:
     if not isinstance(arguments, dict):
         raise CommandError(f"--options must be a JSON object; got {options!r}.")
     try:
-        env = gymnasium.make(name, **arguments)
+        env = make_world(name, arguments).env
     except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
         raise CommandError(f"{name} cannot be made: {first_line(error)}") from error
-    return Source(_from_minus_one_to_one(env, name), None, name, arguments)
-
-
-def _from_minus_one_to_one(env: gymnasium.Env[Any, Any], name: str) -> gymnasium.Env[Any, Any]:
-    space = env.action_space
-    if not (
-        isinstance(space, gymnasium.spaces.Box)
-        and len(space.shape) == 1
-        and np.isfinite(space.low).all()
-        and np.isfinite(space.high).all()
-    ):
-        raise CommandError(
-            f"the actions of {name} must be a Box of [A] numbers with bounds; got {space}."
-        )
-    if (space.low == -1).all() and (space.high == 1).all():
-        return env
-    ones = np.ones(space.shape, dtype=space.dtype)
-    return gymnasium.wrappers.RescaleAction(env, min_action=-ones, max_action=ones)
+    return Source(env, None, name, arguments)
 
 
 def _of_module(module: Any, policy: Policy | None, steps: int = 0) -> Source:

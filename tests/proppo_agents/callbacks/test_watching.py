@@ -22,7 +22,13 @@ from proppo_agents.callbacks.base import EpisodeCallback
 from proppo_agents.episodes import Episode, Policy
 from proppo_agents.films import FilmError
 
-SMALL = {"particles": 8, "steps": 2, "fit_steps": 3, "candidates": 1, "centres": 5}
+SMALL: dict[str, Any] = {
+    "particles": 8,
+    "steps": 2,
+    "candidates": 1,
+    "dynamics": {"class_path": "proppo_agents.GPDynamics", "init_args": {"steps": 3}},
+    "policy": {"class_path": "proppo_agents.RBFPolicy", "init_args": {"basis_functions": 5}},
+}
 
 
 def fit(callbacks: list[pl.Callback], logger: Any, epochs: int = 2, **options: Any) -> PILCO:
@@ -112,7 +118,7 @@ def test_episodes_are_told_before_the_model_knows_them(tmp_path: Path) -> None:
             self, trainer: Any, agent: PILCO, episode: Episode, policy: Policy | None
         ) -> None:
             assert not any(episode is each for each in agent.episodes)
-            told.append((len(agent.episodes), agent.dynamics is None, policy is None))
+            told.append((len(agent.episodes), not agent.dynamics.fitted, policy is None))
 
     fit([Listener()], CSVLogger(tmp_path))
     assert told == [(0, True, True), (1, False, False), (2, False, False)]

@@ -38,7 +38,7 @@ def note_files(event, details):
 torch.set_num_threads(1)
 pl.seed_everything(4)
 module = PILCO(
-    particles=8, steps=2, fit_steps=3, candidates=1, centres=5, data=str(folder / "data")
+    particles=8, steps=2, candidates=1, data=str(folder / "data")
 )
 sys.addaudithook(note_files)
 trainer = pl.Trainer(

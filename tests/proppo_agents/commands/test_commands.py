@@ -19,7 +19,13 @@ from proppo_agents.episode_files import EpisodeFolder, digest_of, read_episodes
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = ROOT / "configs" / "pilco_cartpole.yaml"
-SMALL = {"particles": 8, "steps": 2, "fit_steps": 3, "candidates": 1, "centres": 5}
+SMALL: dict[str, Any] = {
+    "particles": 8,
+    "steps": 2,
+    "candidates": 1,
+    "dynamics": {"class_path": "proppo_agents.GPDynamics", "init_args": {"steps": 3}},
+    "policy": {"class_path": "proppo_agents.RBFPolicy", "init_args": {"basis_functions": 5}},
+}
 
 
 def fit(folder: Path, **changes: Any) -> PILCO:

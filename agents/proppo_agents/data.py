@@ -1,0 +1,50 @@
+"""Data for regression: checked and standardized. N data, I inputs, E outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_data(inputs: Tensor, outputs: Tensor) -> None:
+    """Raise ValueError unless there are finite data [N, I] and [N, E]."""
+    if inputs.dim() != 2 or outputs.dim() != 2 or len(inputs) != len(outputs) or len(inputs) < 1:
+        raise ValueError(
+            "inputs and outputs must be [N, I] and [N, E] with the same N of at least 1; got "
+            f"{list(inputs.shape)} and {list(outputs.shape)}."
+        )
+    for name, value in (("inputs", inputs), ("outputs", outputs)):
+        if not bool(torch.isfinite(value).all()):
+            wrong = int((~torch.isfinite(value)).sum())
+            raise ValueError(f"{name} must be finite; got {wrong} NaN or infinite values.")
+
+
+def check_fit(steps: int, learning_rate: float) -> None:
+    """Raise ValueError unless a fit can have so many steps of this rate."""
+    if steps < 0:
+        raise ValueError(f"steps must be at least 0; got {steps!r}.")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be positive; got {learning_rate!r}.")
+
+
+def standardize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return data [N, I] with mean 0 and standard deviation 1, and their own mean and std [I]."""
+    mean = x.mean(0)
+    std = x.std(0) if len(x) > 1 else torch.zeros_like(mean)
+    # A coordinate that does not vary has nothing to be scaled by.
+    std = torch.where(std > 1e-12, std, torch.ones_like(std))
+    return (x - mean) / std, mean, std
+
+
+def check_each(name: str, value: Any, size: int) -> Tensor:
+    """Return [size], float64, of one number for all coordinates, or one for each; 0 or more.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    found = torch.as_tensor(value, dtype=torch.float64)
+    if found.dim() > 1 or found.numel() not in (1, size) or not bool((found >= 0).all()):
+        raise ValueError(f"{name} must be a number or {size} numbers, 0 or more; got {value!r}.")
+    return found.expand(size).clone()

@@ -1,0 +1,149 @@
+"""The environment as an agent takes it: actions from -1 to 1, episodes that end, known angles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.wrappers import FlattenObservation, RescaleAction, TimeLimit
+from torch import Tensor
+
+from proppo_agents.encodings import check_angles
+from proppo_agents.parts import Spaces
+from proppo_envs import Task, find_task, task_ids
+
+
+class UnendingError(ValueError):
+    """An environment does not say when its episodes end, and nobody else does."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A real environment.
+
+    Attributes:
+        env: to act in; its observations are [D] numbers, its actions [A] numbers from -1 to 1.
+        spaces: their sizes, and what is known of angles.
+        episode_steps: after how many an episode ends, if not before.
+        task: what ``proppo_envs`` knows of it, or None.
+        options: with which it was made.
+        low: [A], of the actions that the environment itself takes; -1 is turned into it.
+        high: [A]; 1 is turned into it.
+    """
+
+    env: gymnasium.Env[Any, Any] = field(repr=False)
+    spaces: Spaces
+    episode_steps: int
+    task: Task | None
+    options: dict[str, Any]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @property
+    def rescaled(self) -> bool:
+        """Whether the environment's own actions have other bounds than -1 and 1."""
+        return any(value != -1 for value in self.low) or any(value != 1 for value in self.high)
+
+    def own_action(self, action: Tensor) -> Tensor:
+        """Return actions [..., A] from -1 to 1 in the environment's own units."""
+        if not self.rescaled:
+            return action
+        low, high = (torch.tensor(bound).to(action) for bound in (self.low, self.high))
+        return low + (0.5 * (high - low)) * (action + 1)
+
+
+def make_world(
+    environment: str,
+    options: dict[str, Any] | None = None,
+    episode_steps: int | None = None,
+    angles: Sequence[int] | None = None,
+) -> World:
+    """Make an environment, and put it into the wrappers that it needs.
+
+    Actions within other bounds than -1 and 1 are rescaled (Gymnasium's RescaleAction), observations
+    of several axes flattened, and episodes ended after ``episode_steps`` (TimeLimit).
+
+    Args:
+        environment: what ``gymnasium.make`` takes. Those that ``proppo_envs.find_task`` knows are
+            made by their task.
+        options: keyword arguments for it.
+        episode_steps: length of an episode; None: the environment's own.
+        angles: the coordinates of the observation that are angles (rad); None: those that are known
+            of the task, or none.
+
+    Raises:
+        ValueError: if its spaces are not boxes, if its actions have no bounds, if its episodes have
+            no end, or there are no such angles.
+    """
+    given = dict(options or {})
+    known = environment.removeprefix("proppo_envs:") in {
+        name.removeprefix("proppo_envs:") for name in task_ids()
+    }
+    task = find_task(environment) if known else None
+    env = gymnasium.make(environment, **given) if task is None else task.make(**given)
+    low, high = _action_bounds(environment, env.action_space)
+    size = _observation_size(environment, env.observation_space)
+    if len(env.observation_space.shape or ()) != 1:
+        env = FlattenObservation(env)
+    own = None if env.spec is None else env.spec.max_episode_steps
+    if episode_steps is not None and episode_steps < 1:
+        raise ValueError(f"episode_steps must be at least 1; got {episode_steps}.")
+    if own is None and episode_steps is None:
+        raise UnendingError(
+            f"episode_steps: {environment} does not say after how many steps an episode ends "
+            "(max_episode_steps); say it, by episode_steps or horizon."
+        )
+    if episode_steps is not None and (own is None or episode_steps < own):
+        env = TimeLimit(env, max_episode_steps=episode_steps)
+    elif episode_steps is not None and own is not None and episode_steps > own:
+        raise ValueError(
+            f"episode_steps: {environment} ends its episodes after {own} steps already; got "
+            f"{episode_steps}. Give environment_options: {{max_episode_steps: {episode_steps}}}."
+        )
+    if any(value != -1 for value in low) or any(value != 1 for value in high):
+        kind: Any = env.action_space.dtype
+        ones = np.ones(len(low), dtype=kind)
+        env = RescaleAction(env, min_action=-ones, max_action=ones)
+    if angles is None:
+        angles = () if task is None else task.angles
+    spaces = Spaces(
+        observation_size=size,
+        action_size=len(low),
+        angles=check_angles(angles, size),
+        circles=() if task is None else task.encoded_angles,
+    )
+    steps = own if episode_steps is None else episode_steps
+    return World(env, spaces, int(steps or 0), task, given, low, high)
+
+
+def _action_bounds(
+    name: str, space: gymnasium.Space[Any]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if not (
+        isinstance(space, gymnasium.spaces.Box)
+        and len(space.shape) == 1
+        and np.issubdtype(space.dtype, np.floating)
+    ):
+        raise ValueError(
+            f"environment: the actions of {name} must be a Box of [A] floating point numbers; got "
+            f"{space}."
+        )
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise ValueError(
+            f"environment: the actions of {name} must have finite bounds; got {space}. "
+            "gymnasium.wrappers.ClipAction does not give them; write a wrapper that does."
+        )
+    return tuple(map(float, space.low)), tuple(map(float, space.high))
+
+
+def _observation_size(name: str, space: gymnasium.Space[Any]) -> int:
+    if not isinstance(space, gymnasium.spaces.Box) or not np.prod(space.shape):
+        raise ValueError(
+            f"environment: the observations of {name} must be a Box of at least one number; got "
+            f"{space}. gymnasium.wrappers.FlattenObservation makes one of a Dict or Tuple."
+        )
+    return int(np.prod(space.shape))
