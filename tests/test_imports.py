@@ -48,6 +48,23 @@ ENVIRONMENTS_MATHEMATICS = tuple(
         "success",
     )
 )
+AGENTS_PARTS = tuple(
+    f"proppo_agents.{name}"
+    for name in (
+        "costs",
+        "data",
+        "dynamics",
+        "encodings",
+        "episodes",
+        "export",
+        "initial_state",
+        "parts",
+        "policies",
+        "regression",
+        "rollouts",
+        "worlds",
+    )
+)
 # What a layer must not import, at run time or for its types' sake.
 FORBIDDEN = {
     "lightning_proppo.containers": ("propagators", "tape", "handover", "manager"),
@@ -192,6 +209,29 @@ def test_only_callbacks_and_command_line_know_lightning(ours: list[Module]) -> N
         if lies_in(module.name, "lightning_proppo") and not lies_in(module.name, *OUTERMOST)
         for found in imports(module.tree, module.package)
         if lies_in(found.name, *LIGHTNING)
+    ]
+    assert not wrong
+
+
+def test_parts_of_agents_know_no_lightning(ours: list[Module]) -> None:
+    wrong = [
+        told(module, found)
+        for module in ours
+        if lies_in(module.name, *AGENTS_PARTS)
+        for found in imports(module.tree, module.package)
+        if lies_in(found.name, *LIGHTNING, "proppo_agents.pilco")
+    ]
+    assert {module.name for module in ours} >= set(AGENTS_PARTS)
+    assert not wrong
+
+
+def test_acting_needs_no_gaussian_processes(ours: list[Module]) -> None:
+    wrong = [
+        told(module, found)
+        for module in ours
+        if lies_in(module.name, "proppo_agents.policies", "proppo_agents.encodings")
+        for found in imports(module.tree, module.package)
+        if lies_in(found.name, "gpytorch", "proppo_agents.regression", "proppo_agents.dynamics")
     ]
     assert not wrong
 

@@ -115,10 +115,10 @@ class DynamicsContract:
         assert torch.equal(other.change(x, u).stddev, model.change(x, u).stddev)
 
     def test_a_fit_takes_the_place_of_the_one_before(self) -> None:
-        twice = self.fitted(episode(0))
+        twice = self.fitted(episode(0, length=5))
         torch.manual_seed(0)
-        twice.fit([episode(1)])
-        once = self.fitted(episode(1))
+        twice.fit([episode(1, length=20)])
+        once = self.fitted(episode(1, length=20))
         x, u = episode(2).observations[:-1], episode(2).actions
         torch.testing.assert_close(twice.change(x, u).mean, once.change(x, u).mean)
 
@@ -162,7 +162,7 @@ class TestSparseGP(DynamicsContract):
 class TestEnsemble(DynamicsContract):
     def new(self, **options: Any) -> DynamicsModel:
         return EnsembleDynamics(
-            **({"members": 3, "hidden": (32, 32), "steps": 600, "batch_size": 128} | options)
+            **({"members": 3, "hidden": (32, 32), "steps": 500, "batch_size": 128} | options)
         )
 
     def test_with_ts_inf_a_particle_keeps_its_member(self, model: DynamicsModel) -> None:

@@ -196,7 +196,7 @@ class TestEnsemble(RegressorContract):
     count = 600
 
     def new(self, quick: bool = True, **options: Any) -> Regressor:
-        steps, members = (20, 3) if quick else (1500, 4)
+        steps, members = (20, 3) if quick else (1000, 4)
         return Ensemble(**({"members": members, "hidden": (32, 32), "steps": steps} | options))
 
     def test_units_do_not_matter(self) -> None:
