@@ -101,8 +101,8 @@ def find_leaves(functions: Iterable[Any]) -> list[Tensor]:
 class LeafIndex:
     """Remembers which leaves each tensor reaches, so that a segment is walked once.
 
-    The index may know more leaves for a tensor than it reaches (its node's other tensors' too):
-    autograd answers None for those.
+    The index may know more leaves for a tensor than it reaches (its node's other tensors' too, but
+    no other node's): autograd answers None for those.
     """
 
     __slots__ = ("_leaves",)
@@ -116,7 +116,9 @@ class LeafIndex:
         leaves = find_leaves(functions)
         leaves.extend(t for t in tensors if t.grad_fn is None and t.requires_grad)
         for function in functions:
-            self._leaves[function] = leaves
+            # What nodes share, e.g. the mean of two samples, does not reach all that either does.
+            shared = function in self._leaves
+            self._leaves[function] = find_leaves([function]) if shared else leaves
         return leaves
 
     def leaves(self, tensors: Sequence[Tensor]) -> list[Tensor]:

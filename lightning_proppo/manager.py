@@ -203,7 +203,8 @@ class PropagationManager:
 
         Raises:
             KeyError: for an unknown name.
-            TypeError, ValueError: for an unknown option, or what the propagator refuses.
+            TypeError, ValueError: for an unknown option, or what the propagator refuses; for
+                ``force_targets`` before the rollout's first node.
         """
         recording = torch.is_grad_enabled()
         try:
@@ -296,11 +297,11 @@ class PropagationManager:
             self._unrecorded_costs.append(total)
             return costs
         if self._costs and self._costs[0].device != total.device:
-            earlier, later = self._costs[0].device, total.device
+            devices = f"{self._costs[0].device} and then on {total.device}"
             self._end_by_error()
             raise ValueError(
-                f"costs of one rollout must be on one device; got costs on {earlier} and then on "
-                f"{later}. Move them: costs.to(x.device)."
+                f"costs of one rollout must be on one device; got costs on {devices}. Move them: "
+                "costs.to(x.device)."
             )
         self._costs.append(total)
         if self._tape.ranks is not ALONE:

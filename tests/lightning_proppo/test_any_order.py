@@ -411,7 +411,42 @@ class AnyOrder(RuleBasedStateMachine):
         assert not any(tape() for tape in self.tapes)
 
 
+@pytest.mark.parametrize("scales", [("fixed", "learnt"), ("learnt", "fixed")])
+@pytest.mark.parametrize("name", ["TP", "TPX", "LR"])
+def test_samples_that_share_a_mean_are_weighed_each_by_what_it_reaches(
+    name: str, scales: tuple[str, str]
+) -> None:
+    """One of them alone depends on a parameter; the other is compared at the sample before it."""
+    torch.manual_seed(7)
+    parameters = {
+        name: torch.randn(shape, dtype=torch.float64).requires_grad_()
+        for name, shape in (("matrix", (2, 2)), ("shift", (2,)), ("log_scale", (2,)))
+    }
+    way = (name,)
+    steps = [
+        Sample(way, "shift", "fixed", seed=1),
+        Sample(way, "plain", scales[0], seed=2),
+        Cost("state"),
+        Sample(way, "again", scales[1], seed=3),
+        Cost("looks back"),
+    ]
+    manager, past = PropagationManager(name), Past.new()
+    for step in steps:
+        if isinstance(step, Cost):
+            manager.append_loss(costs(step.kind, past, parameters))
+            continue
+        loc, scale = mean(step.loc, past, parameters), deviation(step, parameters)
+        torch.manual_seed(step.seed)
+        past.states.append(manager.sample(Normal(loc, scale)))
+        past.locs.append(loc)
+    manager.loss().backward()
+    for name, expected in reference(steps, parameters)[1].items():
+        found = parameters[name].grad
+        found = torch.zeros_like(expected) if found is None else found
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+
+
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(
-    max_examples=70, stateful_step_count=25, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=50, stateful_step_count=25, suppress_health_check=[HealthCheck.too_slow]
 )
