@@ -182,7 +182,12 @@ MUTANTS = (
             "noise[:] = sorted_noise",
             "quasi",
         ),
-        ("points in any order", "points[points[:, 0].argsort(), 1:]", "points[:, 1:]", "quasi"),
+        (
+            "points in the order of their noise",
+            "points[points[:, 0].argsort(), 1:]",
+            "points[points[:, 1].argsort(), 1:]",
+            "quasi",
+        ),
         ("uniform for normal", "torch.special.ndtri(", "(", "quasi"),
     ),
     *_of(
@@ -338,9 +343,9 @@ MUTANTS = (
         ),
         (
             "weights of shared cotangents",
-            "Answers(lr_edges, lr_totals, lr.outputs, _rows(lr.independent, part))",
-            "Answers(lr_edges, lr_totals, lr.outputs, _rows(lr.cotangents, part))",
-            "biw per_particle",
+            "vector_jacobian_product(way.outputs, _rows(way.independent, part), inputs)",
+            "vector_jacobian_product(way.outputs, _rows(way.cotangents, part), inputs)",
+            "biw",
         ),
     ),
     *_of(
@@ -364,7 +369,7 @@ MUTANTS = (
             "quasi-random samples without graph",
             "sample = normal.path().to(",
             "sample = normal.sample.to(",
-            "propagators biw",
+            "quasi",
         ),
     ),
     *_of(
@@ -381,7 +386,7 @@ MUTANTS = (
             "for function in self._functions:",
             "baselines",
         ),
-        ("a stale baseline", "            and made_of[0] is losses\n", "", "fast_paths manager"),
+        ("a stale baseline", "            and made_of[0] is losses\n", "", "baselines"),
         (
             "a rank's number of particles",
             "particles = losses.shape[0] * ranks.size",
@@ -441,7 +446,7 @@ MUTANTS = (
             "the path's sign",
             "return self.loc + self.noise * self.scale",
             "return self.loc - self.noise * self.scale",
-            "propagators biw weighting",
+            "quasi",
         ),
         (
             "the noise's sign",
@@ -453,7 +458,7 @@ MUTANTS = (
             "quasi-random noise's sign",
             "sample = loc + drawn * scale\n",
             "sample = loc - drawn * scale\n",
-            "propagators biw weighting",
+            "quasi",
         ),
     ),
     *_of(

@@ -32,3 +32,20 @@ def test_nothing_of_a_rollout_outlives_its_backward_pass(estimator: str) -> None
         # A gradient with a graph would hold its parameter, which holds the gradient, for ever.
         assert parameter.grad is not None
         assert not parameter.grad.requires_grad
+
+
+@pytest.mark.parametrize("estimator", ["RP", "LR", "TP", "GR"])
+def test_a_loss_that_is_kept_holds_no_rollout(estimator: str) -> None:
+    """As in plain PyTorch, whose graph is freed by the backward pass; unless it is to be kept."""
+    theta = torch.zeros(3, requires_grad=True)
+    manager = PropagationManager(estimator)
+    x = manager.sample(Normal(theta.expand(8, 3), 0.1))
+    sample = weakref.ref(x)
+    loss = manager.loss(x.square().sum(1))
+    del x
+    loss.backward(retain_graph=True)
+    gc.collect()
+    assert sample() is not None
+    loss.backward()
+    gc.collect()
+    assert sample() is None

@@ -261,3 +261,14 @@ def _launch(arguments: list[str], folder: Path) -> None:
         output, _ = process.communicate()
         pytest.fail(f"the ranks hung; they said:\n{output}")
     assert process.returncode == 0, output
+
+
+def test_a_step_does_not_draw_what_the_last_one_drew() -> None:
+    stream = NoiseStream()
+    stream.begin(CPU, 0, 1)
+    drawn = []
+    for _ in range(2):
+        stream.enter()
+        drawn.append(torch.rand(2))
+        stream.leave()
+    assert not torch.equal(*drawn)

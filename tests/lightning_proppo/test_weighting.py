@@ -229,3 +229,21 @@ def test_a_function_of_ones_own_goes_with_no_other_weighting() -> None:
     theta = expand(torch.zeros(1, requires_grad=True), 3)
     with pytest.raises(TypeError, match="weighting must be left as it is"):
         manager.sample(Normal(theta, 1.0), ivw_target=theta)
+
+
+def test_a_half_is_told_of_by_nothing_of_the_other() -> None:
+    """Its losses are less a mean of its own, and its weights do not move with the other's."""
+
+    def weights(cost_of_an_odd_one: float) -> list[float]:
+        torch.manual_seed(6)
+        theta = torch.zeros(1, dtype=F, requires_grad=True)
+        manager = PropagationManager(TotalProp(weighting="cross-fitted"))
+        x = manager.sample(Normal(theta.expand(8, 1), 1.0))
+        constant = torch.zeros(8, 1, dtype=F)
+        constant[3] = cost_of_an_odd_one
+        message = manager.backward(x.square() + constant)
+        return [float(k_lr) for k_lr, _ in message["k_lr_k_rp"]]
+
+    even, odd = zip(weights(0.0), weights(7.0), strict=True)
+    assert even[0] == even[1]
+    assert odd[0] != odd[1]
