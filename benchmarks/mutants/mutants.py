@@ -252,9 +252,9 @@ MUTANTS = (
         ),
         (
             "nodes keep their contents",
-            'node.get("clear", True)',
-            'node.get("clear", False)',
-            "manager memory",
+            'clearing = kind == "backward" and not keep',
+            "clearing = False",
+            "memory",
         ),
     ),
     *_of(
