@@ -314,7 +314,7 @@ MUTANTS = (
             "interval off by one",
             'counter % node["k_interval"]',
             '(counter + 1) % node["k_interval"]',
-            "weighting manager propagators",
+            "manager",
         ),
         (
             "centring's sign",

@@ -46,6 +46,23 @@ def z_scores(estimates: Tensor) -> Tensor:
     return (estimates.mean(0) - truth()) / (estimates.std(0) / len(estimates) ** 0.5)
 
 
+@pytest.mark.parametrize("target", ["parameters", "node"])
+def test_variances_are_those_of_the_samples_contributions(target: str) -> None:
+    """Neighbours' cotangents are made of the same samples, and look too much alike."""
+    theta = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+    manager = PropagationManager(TotalProp(share="likelihoods", ivw_target=target))
+    locs = theta + torch.linspace(-0.3, 0.3, 12, dtype=torch.float64).unsqueeze(1)
+    x = manager.sample(Normal(locs, SIGMA))
+    torch.autograd.grad(manager.loss((x**3).sin()), theta)
+    x = x.detach()
+    shared = share_samples(x, locs, torch.full_like(x, SIGMA))
+    deviations, _ = shared.deviations((x**3).sin())
+    (lr,) = shared.lr_contributions(deviations, with_scale=False)
+    rp = (x**3).cos() * 3 * x**2 / 12
+    expected = rp.var() / (rp.var() + lr.var())
+    assert float(manager.statistics["lr_weight"][0]) == pytest.approx(float(expected), rel=1e-6)
+
+
 @pytest.mark.parametrize("noise", ["independent", "quasi-random"])
 @pytest.mark.parametrize("share", ["likelihoods", "mesh"])
 def test_sharing_in_groups_is_unbiased(share: str, noise: str) -> None:
@@ -182,20 +199,3 @@ def test_what_is_shared_is_not_cross_fitted() -> None:
     manager = PropagationManager(TPXProp(share="mesh", weighting="cross-fitted"))
     with pytest.raises(ValueError, match="particles that do not share; got share='mesh'"):
         manager.sample(Normal(ONES, ONES))
-
-
-@pytest.mark.parametrize("target", ["parameters", "node"])
-def test_variances_are_those_of_the_samples_contributions(target: str) -> None:
-    """Neighbours' cotangents are made of the same samples, and look too much alike."""
-    theta = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
-    manager = PropagationManager(TotalProp(share="likelihoods", ivw_target=target))
-    locs = theta + torch.linspace(-0.3, 0.3, 12, dtype=torch.float64).unsqueeze(1)
-    x = manager.sample(Normal(locs, SIGMA))
-    torch.autograd.grad(manager.loss((x**3).sin()), theta)
-    x = x.detach()
-    shared = share_samples(x, locs, torch.full_like(x, SIGMA))
-    deviations, _ = shared.deviations((x**3).sin())
-    (lr,) = shared.lr_contributions(deviations, with_scale=False)
-    rp = (x**3).cos() * 3 * x**2 / 12
-    expected = rp.var() / (rp.var() + lr.var())
-    assert float(manager.statistics["lr_weight"][0]) == pytest.approx(float(expected), rel=1e-6)
