@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/pilco_cartpole.yaml
 PYTEST_ARGS ?=
+MUTANTS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -10,7 +11,7 @@ PACKAGES := lightning_proppo envs agents
 CODE := $(wildcard $(PACKAGES) benchmarks tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test mutants lint format clean
 
 help: ## Say what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -29,6 +30,9 @@ demo: $(STAMP) ## Train the default agent (CONFIG=configs/OTHER.yaml trains anot
 
 test: $(STAMP) ## Run the tests (PYTEST_ARGS='-k name' runs some)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+mutants: $(STAMP) ## Show that the tests catch errors in the mathematics (MUTANTS='--only tp.py' tries some)
+	$(BIN)/python -m benchmarks.mutants $(MUTANTS)
 
 lint: $(STAMP) ## Check style and types
 	$(BIN)/ruff check $(CODE)

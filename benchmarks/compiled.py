@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import Normal
+from tqdm import tqdm
 
 from benchmarks.timing import Gradient, times
 from lightning_proppo import PropagationManager, expand
@@ -93,7 +94,9 @@ def table(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             }
             # Compiles.
             torch.testing.assert_close(gradients[COMPILED](), gradients[EAGER](), rtol=1e-3, atol=0)
-            found = times(gradients, arguments.repetitions, device, f"{particles}, {estimator}")
+            label = f"{particles}, {estimator}"
+            with tqdm(total=arguments.repetitions, desc=label, leave=False, disable=None) as bar:
+                found = times(gradients, arguments.repetitions, device, bar)
             for name, seconds in found.items():
                 low, middle, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))
                 row = {"particles": particles, "estimator": estimator, "step": name}

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
+from tqdm import tqdm
 
 from benchmarks.timing import Gradient, times
 from lightning_proppo import PropagationManager, expand
@@ -146,12 +147,9 @@ def memory(arguments: argparse.Namespace, estimator: str) -> tuple[float, float]
 def table(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each estimator."""
     rollout = Rollout(arguments.hidden, arguments.particles, arguments.horizon)
-    found = times(
-        {name: rollout.gradient(name) for name in ESTIMATORS},
-        arguments.repetitions,
-        torch.device("cpu"),
-        "gradients",
-    )
+    gradients = {name: rollout.gradient(name) for name in ESTIMATORS}
+    with tqdm(total=arguments.repetitions, desc="gradients", leave=False, disable=None) as bar:
+        found = times(gradients, arguments.repetitions, torch.device("cpu"), bar)
     rows: list[dict[str, Any]] = []
     for name, seconds in found.items():
         low, middle, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))

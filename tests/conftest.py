@@ -15,6 +15,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from torch.distributions import Distribution
 
 # The same examples every time, so that a failure is one for everybody; a slow machine is none.
 hypothesis.settings.register_profile("tests", derandomize=True, deadline=None, database=None)
@@ -34,6 +35,8 @@ def same_state() -> Iterator[None]:
     np.random.seed(0)
     torch.manual_seed(0)
     dtype = torch.get_default_dtype()
+    # PyTorch's compiler, once imported, turns this off for the whole process.
+    Distribution.set_default_validate_args(True)
     yield
     torch.set_default_dtype(dtype)
 

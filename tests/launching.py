@@ -32,7 +32,10 @@ dist.init_process_group(
 result = None
 {script}
 torch.save(result, sys.argv[4])
+dist.barrier()
 dist.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)  # threads of a gloo group may abort a process that ends as usual
 """
 
 

@@ -174,3 +174,19 @@ def test_the_cotangent_takes_the_precision_of_the_density():
 def test_the_cotangent_needs_one_loss_for_each_particle(shape):
     with pytest.raises(ValueError, match="one cost for each particle; got 5 costs"):
         lr_cotangent(torch.ones(5, 1), torch.zeros(shape))
+
+
+def test_functions_are_applied_from_the_last_to_the_first():
+    propagator = BaselineProp([lambda x, node: 2 * x, lambda x, node: x + 1])
+    message = Container({"local_loss": torch.ones(3, 1)})
+    assert propagator.backward_impl(None, message)["baselined_loss"].tolist() == [[4.0]] * 3
+
+
+def test_other_losses_get_another_baseline():
+    """Also where what changed them has left the old one in the message."""
+    propagator = BaselineProp()
+    message = Container({"local_loss": torch.tensor([[0.0], [2.0]])})
+    message.update(propagator.backward_impl(None, message))
+    assert propagator.backward_impl(None, message) is None  # known
+    message["local_loss"] = torch.tensor([[0.0], [4.0]])
+    assert propagator.backward_impl(None, message)["baselined_loss"].tolist() == [[-4.0], [4.0]]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Gamma, Independent, Normal
 
 from lightning_proppo import PropagationManager
+from lightning_proppo.mixtures import share_samples
 from lightning_proppo.propagators import BIWProp, LRProp, Propagator, TotalProp, TPXProp
 
 A, B, SIGMA, START, GOAL, HORIZON = 0.8, 0.3, 0.5, 1.0, 0.4, 3
@@ -43,6 +44,23 @@ def gradient(propagator: Propagator, particles: int) -> Tensor:
 
 def z_scores(estimates: Tensor) -> Tensor:
     return (estimates.mean(0) - truth()) / (estimates.std(0) / len(estimates) ** 0.5)
+
+
+@pytest.mark.parametrize("target", ["parameters", "node"])
+def test_variances_are_those_of_the_samples_contributions(target: str) -> None:
+    """Neighbours' cotangents are made of the same samples, and look too much alike."""
+    theta = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+    manager = PropagationManager(TotalProp(share="likelihoods", ivw_target=target))
+    locs = theta + torch.linspace(-0.3, 0.3, 12, dtype=torch.float64).unsqueeze(1)
+    x = manager.sample(Normal(locs, SIGMA))
+    torch.autograd.grad(manager.loss((x**3).sin()), theta)
+    x = x.detach()
+    shared = share_samples(x, locs, torch.full_like(x, SIGMA))
+    deviations, _ = shared.deviations((x**3).sin())
+    (lr,) = shared.lr_contributions(deviations, with_scale=False)
+    rp = (x**3).cos() * 3 * x**2 / 12
+    expected = rp.var() / (rp.var() + lr.var())
+    assert float(manager.statistics["lr_weight"][0]) == pytest.approx(float(expected), rel=1e-6)
 
 
 @pytest.mark.parametrize("noise", ["independent", "quasi-random"])

@@ -12,8 +12,10 @@ from torch.distributions import Normal
 from lightning_proppo import PropagationManager, expand, mean_baseline, no_baseline
 from lightning_proppo.gaussians import (
     cholesky,
+    combine_gaussians,
     fit_gaussian,
     full_precision,
+    gaussian_moments,
     sample_gaussian,
     shaped_statistic,
 )
@@ -288,3 +290,11 @@ def test_a_state_may_be_in_parts_of_any_shape(theta):
         gradients.append(torch.autograd.grad(manager.loss(), theta)[0])
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0])
+
+
+def test_batches_combine_to_the_fit_of_all():
+    x = particles(count=12) + torch.arange(12, dtype=torch.float64).unsqueeze(1)
+    means, scatters = zip(*(gaussian_moments(batch) for batch in x.split(4)), strict=True)
+    found = combine_gaussians(torch.stack(means), torch.stack(scatters), 4)
+    for a, b in zip(found, fit_gaussian(x), strict=True):
+        torch.testing.assert_close(a, b)

@@ -138,3 +138,20 @@ def test_memory_is_flat_in_training_and_where_rollouts_break_off() -> None:
     assert found.returncode == 0, found.stdout + found.stderr
     counts = [int(line.split()[-1]) for line in found.stdout.splitlines()[1:]]
     assert counts == [0, 0]
+
+
+@pytest.mark.parametrize("estimator", ["RP", "LR", "TP", "GR"])
+def test_a_loss_that_is_kept_holds_no_rollout(estimator: str) -> None:
+    """As in plain PyTorch, whose graph is freed by the backward pass; unless it is to be kept."""
+    theta = torch.zeros(3, requires_grad=True)
+    manager = PropagationManager(estimator)
+    x = manager.sample(Normal(theta.expand(8, 3), 0.1))
+    sample = weakref.ref(x)
+    loss = manager.loss(x.square().sum(1))
+    del x
+    loss.backward(retain_graph=True)
+    gc.collect()
+    assert sample() is not None
+    loss.backward()
+    gc.collect()
+    assert sample() is None

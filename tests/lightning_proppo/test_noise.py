@@ -223,3 +223,14 @@ def test_a_resumed_run_draws_what_the_uninterrupted_one_does(tmp_path: Path, dev
         assert torch.equal(weights, found[0][2])
     checkpoint = torch.load(tmp_path / "kept.ckpt", weights_only=True)
     assert checkpoint["proppo_noise"]["cpu"].shape[0] == devices
+
+
+def test_a_step_does_not_draw_what_the_last_one_drew() -> None:
+    stream = NoiseStream()
+    stream.begin(CPU, 0, 1)
+    drawn = []
+    for _ in range(2):
+        stream.enter()
+        drawn.append(torch.rand(2))
+        stream.leave()
+    assert not torch.equal(*drawn)

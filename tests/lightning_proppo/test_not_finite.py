@@ -86,6 +86,74 @@ def weights_of(manager: PropagationManager) -> list[float]:
     return [float(weight) for weight in reversed(manager.statistics["lr_weight"])]
 
 
+# -- arithmetic ----------------------------------------------------------------------------------
+
+
+def scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=F)
+
+
+@pytest.mark.parametrize("c", [0.0, 1.0, *BAD])
+def test_an_infinite_variance_beside_none_gets_no_weight_whatever_the_covariance(c: float) -> None:
+    """The square root of infinity times zero is no bound."""
+    k1, k2 = weights_from_variances(scalar(0.0), scalar(math.inf), scalar(c))
+    assert (float(k1), float(k2)) == (1.0, 0.0)
+    k1, k2 = weights_from_variances(scalar(math.inf), scalar(0.0), scalar(c))
+    assert (float(k1), float(k2)) == (0.0, 1.0)
+
+
+def test_variances_that_rounding_made_negative_count_as_zero() -> None:
+    for v1, v2, k in ((-1e-20, 1e-20, 1.0), (-1e-20, 5e-21, 1.0), (1.0, -1e-20, 0.0)):
+        found, other = weights_from_variances(scalar(v1), scalar(v2))
+        assert (float(found), float(other)) == (k, 1.0 - k)
+    assert [float(k) for k in weights_from_variances(scalar(-1.0), scalar(-2.0))] == [0.5, 0.5]
+
+
+def test_a_variance_less_infinity_is_infinite() -> None:
+    found = not_negative(torch.tensor([-1e-9, 2.0, math.inf, -math.inf, math.nan], dtype=F))
+    assert found.tolist() == [0.0, 2.0, math.inf, math.inf, math.inf]
+    k1, k2 = weights_from_variances(scalar(-math.inf), scalar(1.0))
+    assert (float(k1), float(k2)) == (0.0, 1.0)
+    (same,) = pooled_variances([scalar(1.0)], [[None]], 3, ALONE)
+    assert float(same) == 1.0
+
+
+def test_a_total_that_overflows_beside_squares_that_do_not_has_no_weight() -> None:
+    """Squares are summed in 64 bits; the gradient itself overflows in 32."""
+    layer = nn.Linear(3, 4)
+    loc = layer(torch.ones(100, 3))
+    cotangent = torch.full_like(loc, 1e37)
+    assert not bool(
+        torch.autograd.grad(loc, layer.weight, cotangent, retain_graph=True)[0].isfinite().all()
+    )
+    assert not math.isfinite(per_particle_variance([loc], [cotangent], [layer.weight]))
+
+
+@pytest.mark.parametrize("value", BAD)
+def test_a_weight_that_vanishes_in_32_bits_silences(value: float) -> None:
+    k, bad, good = scalar(1e-60), torch.tensor([value, 2.0]), torch.tensor([1.0, 3.0])
+    assert torch.equal(mix(1 - k, [good], k, [bad])[0], good)
+    assert torch.equal(mix(k, [bad], 1 - k, [good])[0], good)
+    assert torch.equal(mix(k, [bad], 1 - k, [None])[0], torch.zeros(2))
+    assert torch.equal(scaled(k, bad), torch.zeros(2))
+
+
+@pytest.mark.parametrize("particles", [2, 3, 4])
+def test_cross_fitted_weights_of_a_few_particles_are_weights(particles: int) -> None:
+    """A half of one particle has a variance of zero, but for rounding, which may be negative."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        theta = torch.randn(3, dtype=F).requires_grad_()
+        manager = PropagationManager(TotalProp(weighting="cross-fitted"))
+        x = manager.sample(Normal(theta.expand(particles, 3), 1.0))
+        (gradient,) = torch.autograd.grad(manager.loss(x.square().sum(1)), theta)
+        assert bool(gradient.isfinite().all())
+        assert all(0.0 <= weight <= 1.0 for weight in weights_of(manager))
+
+
+# -- planted cotangents ---------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, F], ids=str)
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("target", TARGETS)
@@ -325,68 +393,3 @@ def test_the_variance_of_rp_in_chaos_is_not_that_of_total_propagation(beta: floa
     assert float(sizes["RP"].median()) > 1e9
     # The largest of 8 absolute values each.
     assert float(sizes["TP"].max()) < 3 * float(sizes["LR"].max())
-
-
-# -- arithmetic ----------------------------------------------------------------------------------
-
-
-def scalar(value: float) -> Tensor:
-    return torch.tensor(value, dtype=F)
-
-
-@pytest.mark.parametrize("c", [0.0, 1.0, *BAD])
-def test_an_infinite_variance_beside_none_gets_no_weight_whatever_the_covariance(c: float) -> None:
-    """The square root of infinity times zero is no bound."""
-    k1, k2 = weights_from_variances(scalar(0.0), scalar(math.inf), scalar(c))
-    assert (float(k1), float(k2)) == (1.0, 0.0)
-    k1, k2 = weights_from_variances(scalar(math.inf), scalar(0.0), scalar(c))
-    assert (float(k1), float(k2)) == (0.0, 1.0)
-
-
-def test_variances_that_rounding_made_negative_count_as_zero() -> None:
-    for v1, v2, k in ((-1e-20, 1e-20, 1.0), (-1e-20, 5e-21, 1.0), (1.0, -1e-20, 0.0)):
-        found, other = weights_from_variances(scalar(v1), scalar(v2))
-        assert (float(found), float(other)) == (k, 1.0 - k)
-    assert [float(k) for k in weights_from_variances(scalar(-1.0), scalar(-2.0))] == [0.5, 0.5]
-
-
-def test_a_variance_less_infinity_is_infinite() -> None:
-    found = not_negative(torch.tensor([-1e-9, 2.0, math.inf, -math.inf, math.nan], dtype=F))
-    assert found.tolist() == [0.0, 2.0, math.inf, math.inf, math.inf]
-    k1, k2 = weights_from_variances(scalar(-math.inf), scalar(1.0))
-    assert (float(k1), float(k2)) == (0.0, 1.0)
-    (same,) = pooled_variances([scalar(1.0)], [[None]], 3, ALONE)
-    assert float(same) == 1.0
-
-
-def test_a_total_that_overflows_beside_squares_that_do_not_has_no_weight() -> None:
-    """Squares are summed in 64 bits; the gradient itself overflows in 32."""
-    layer = nn.Linear(3, 4)
-    loc = layer(torch.ones(100, 3))
-    cotangent = torch.full_like(loc, 1e37)
-    assert not bool(
-        torch.autograd.grad(loc, layer.weight, cotangent, retain_graph=True)[0].isfinite().all()
-    )
-    assert not math.isfinite(per_particle_variance([loc], [cotangent], [layer.weight]))
-
-
-@pytest.mark.parametrize("value", BAD)
-def test_a_weight_that_vanishes_in_32_bits_silences(value: float) -> None:
-    k, bad, good = scalar(1e-60), torch.tensor([value, 2.0]), torch.tensor([1.0, 3.0])
-    assert torch.equal(mix(1 - k, [good], k, [bad])[0], good)
-    assert torch.equal(mix(k, [bad], 1 - k, [good])[0], good)
-    assert torch.equal(mix(k, [bad], 1 - k, [None])[0], torch.zeros(2))
-    assert torch.equal(scaled(k, bad), torch.zeros(2))
-
-
-@pytest.mark.parametrize("particles", [2, 3, 4])
-def test_cross_fitted_weights_of_a_few_particles_are_weights(particles: int) -> None:
-    """A half of one particle has a variance of zero, but for rounding, which may be negative."""
-    for seed in range(20):
-        torch.manual_seed(seed)
-        theta = torch.randn(3, dtype=F).requires_grad_()
-        manager = PropagationManager(TotalProp(weighting="cross-fitted"))
-        x = manager.sample(Normal(theta.expand(particles, 3), 1.0))
-        (gradient,) = torch.autograd.grad(manager.loss(x.square().sum(1)), theta)
-        assert bool(gradient.isfinite().all())
-        assert all(0.0 <= weight <= 1.0 for weight in weights_of(manager))

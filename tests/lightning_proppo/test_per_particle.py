@@ -641,3 +641,11 @@ def test_hooks_on_parameters_do_not_fire(make: Callable[[], Graph]) -> None:
     assert fired == []
     sum(o.sum() for o in outputs).backward()
     assert len(fired) == len(parameters)
+
+
+def test_several_positions_meet_each_other() -> None:
+    """Squares of sums of outer products, by positions and formed."""
+    left, right = torch.randn(5, 3, 40).double(), torch.randn(5, 3, 50).double()
+    part = contributions.OuterProducts(left, right)
+    (found,) = contributions.outer_squares([[part]])
+    torch.testing.assert_close(found, (left.mT @ right).square().sum())

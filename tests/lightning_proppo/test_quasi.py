@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.distributions import Normal
 
+from lightning_proppo import PropagationManager
+from lightning_proppo.propagators.normal import draw_normal
 from lightning_proppo.quasi import quasi_random_normal
 
 
@@ -44,3 +47,20 @@ def test_shape_and_type_are_those_of_the_location(shape: tuple[int, ...]) -> Non
 def test_too_many_dimensions_are_named() -> None:
     with pytest.raises(ValueError, match=r"fewer than 21201 dimensions.*\[2, 30000\]"):
         quasi_random_normal(torch.zeros(2, 30000))
+
+
+@pytest.mark.parametrize("noise", ["independent", "quasi-random"])
+def test_a_sample_is_made_of_the_noise_that_is_kept(noise: str) -> None:
+    loc, scale = torch.randn(8, 2, dtype=torch.float64), torch.rand(8, 2, dtype=torch.float64)
+    draw = draw_normal(Normal(loc, scale), None, noise)
+    torch.testing.assert_close(draw.sample, loc + scale * draw.noise)
+    torch.testing.assert_close(draw.path(), draw.sample)
+
+
+def test_back_propagation_goes_through_it() -> None:
+    loc, scale = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.4, 0.3))
+    manager = PropagationManager("RP", noise="quasi-random")
+    x = manager.sample(Normal(loc.expand(8, 1), scale.expand(8, 1)))
+    of_loc, of_scale = torch.autograd.grad(manager.loss(x), [loc, scale])
+    assert float(of_loc) == pytest.approx(1.0)
+    assert float(of_scale) == pytest.approx(float(((x - loc) / scale).detach().mean()))

@@ -69,6 +69,17 @@ class Unruled(nn.Module):
         return Cubed.apply(x @ self.weight) * torch.stack([self.scale.sum(), x[0, 0] * 0]).sum()
 
 
+class Small(nn.Module):
+    """Has small parameters only, which enter as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift = (nn.Parameter(torch.randn(7)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.scale + self.shift).tanh()
+
+
 class Reshaped(nn.Module):
     """Multiplies by a matrix that was flattened, transposed and reshaped."""
 
@@ -107,6 +118,7 @@ class Sequence(nn.Module):
 
 
 MODULES: dict[str, Callable[[], nn.Module]] = {
+    "small": Small,
     "mlp": lambda: nn.Sequential(nn.Linear(7, 11), nn.Tanh(), nn.Linear(11, 7)),
     "wide": lambda: nn.Sequential(nn.Linear(7, 40), nn.Tanh(), nn.Linear(40, 7)),
     "norm": lambda: nn.Sequential(nn.Linear(7, 36), nn.LayerNorm(36), nn.Linear(36, 7)),

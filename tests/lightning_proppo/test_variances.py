@@ -47,6 +47,21 @@ def test_weights_are_those_of_the_summed_variances(shapes):
         assert float(inverse_variance_weighting(first[0], second[0])[0]) == float(k1)
 
 
+def test_the_mean_does_not_count_in_32_bits_either():
+    first = 3.0 * torch.randn(7, 3) + 5.0
+    second = torch.randn(7, 3) - 20.0
+    v1, v2 = summed_variance([first]), summed_variance([second])
+    for k1 in (
+        inverse_variance_weighting(first, second)[0],
+        inverse_variance_weighting([first[:, :1], first[:, 1:]], [second[:, :1], second[:, 1:]])[0],
+    ):
+        assert float(k1) == pytest.approx(v2 / (v1 + v2), rel=1e-6)
+    k1, _ = inverse_variance_weighting(first, second, scalar_estimate=False)
+    for d in range(3):
+        v1, v2 = summed_variance([first[:, d]]), summed_variance([second[:, d]])
+        assert float(k1[d]) == pytest.approx(v2 / (v1 + v2), rel=1e-6)
+
+
 def test_weights_by_coordinate_are_those_of_each_coordinate():
     first = torch.randn(9, 2, 3, dtype=torch.float64) * torch.rand(2, 3, dtype=torch.float64)
     second = torch.randn(9, 2, 3, dtype=torch.float64)

@@ -105,30 +105,6 @@ def test_the_weight_is_the_optimum_computed_by_hand(weighting: str, target: str)
     assert found == pytest.approx(float(k), rel=0.05)
 
 
-def z_score(propagator: TotalProp, target: str, repetitions: int, particles: int) -> float:
-    """Of the gradients with respect to mean and scale, against 2 mu and 2 sigma; the larger."""
-    found = torch.stack([one_sample(propagator, particles, target)[0] for _ in range(repetitions)])
-    truth = torch.tensor([2 * MU, 2 * SIGMA], dtype=F)
-    scores = (found.mean(0) - truth) / (found.std(0) / repetitions**0.5)
-    return float(scores.abs().max())
-
-
-@pytest.mark.parametrize("target", ["parameters", "expanded"])
-def test_cross_fitted_weights_leave_no_bias_with_few_particles(target: str) -> None:
-    """Beyond 5 once in a million tests. A baseline that the halves share would show here."""
-    assert z_score(TotalProp(weighting="cross-fitted"), target, 4000, 8) < 5
-
-
-def test_weights_of_the_particles_themselves_do() -> None:
-    """Else the test above could not fail."""
-    assert z_score(TotalProp(), "parameters", 4000, 8) > 5
-
-
-def test_cross_fitted_weights_at_the_sample_leave_no_bias() -> None:
-    found = z_score(TotalProp(weighting="cross-fitted", ivw_target="node"), "parameters", 4000, 8)
-    assert found < 5
-
-
 # The closed form for normal samples against the general way
 
 
@@ -229,3 +205,48 @@ def test_a_function_of_ones_own_goes_with_no_other_weighting() -> None:
     theta = expand(torch.zeros(1, requires_grad=True), 3)
     with pytest.raises(TypeError, match="weighting must be left as it is"):
         manager.sample(Normal(theta, 1.0), ivw_target=theta)
+
+
+def test_a_half_is_told_of_by_nothing_of_the_other() -> None:
+    """Its losses are less a mean of its own, and its weights do not move with the other's."""
+
+    def weights(cost_of_an_odd_one: float) -> list[float]:
+        torch.manual_seed(6)
+        theta = torch.zeros(1, dtype=F, requires_grad=True)
+        manager = PropagationManager(TotalProp(weighting="cross-fitted"))
+        x = manager.sample(Normal(theta.expand(8, 1), 1.0))
+        constant = torch.zeros(8, 1, dtype=F)
+        constant[3] = cost_of_an_odd_one
+        message = manager.backward(x.square() + constant)
+        return [float(k_lr) for k_lr, _ in message["k_lr_k_rp"]]
+
+    even, odd = zip(weights(0.0), weights(7.0), strict=True)
+    assert even[0] == even[1]
+    assert odd[0] != odd[1]
+
+
+# The bias, in many repetitions
+
+
+def z_score(propagator: TotalProp, target: str, repetitions: int, particles: int) -> float:
+    """Of the gradients with respect to mean and scale, against 2 mu and 2 sigma; the larger."""
+    found = torch.stack([one_sample(propagator, particles, target)[0] for _ in range(repetitions)])
+    truth = torch.tensor([2 * MU, 2 * SIGMA], dtype=F)
+    scores = (found.mean(0) - truth) / (found.std(0) / repetitions**0.5)
+    return float(scores.abs().max())
+
+
+@pytest.mark.parametrize("target", ["parameters", "expanded"])
+def test_cross_fitted_weights_leave_no_bias_with_few_particles(target: str) -> None:
+    """Beyond 5 once in a million tests. A baseline that the halves share would show here."""
+    assert z_score(TotalProp(weighting="cross-fitted"), target, 4000, 8) < 5
+
+
+def test_weights_of_the_particles_themselves_do() -> None:
+    """Else the test above could not fail."""
+    assert z_score(TotalProp(), "parameters", 4000, 8) > 5
+
+
+def test_cross_fitted_weights_at_the_sample_leave_no_bias() -> None:
+    found = z_score(TotalProp(weighting="cross-fitted", ivw_target="node"), "parameters", 4000, 8)
+    assert found < 5
