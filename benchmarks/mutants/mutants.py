@@ -334,12 +334,24 @@ MUTANTS = (
             "by_half = losses",
             "weighting",
         ),
-        ("no shield", "if _known_to_be_finite(arrived):", "if True:", "not_finite"),
+        ("no shield", "if not sums:", "if True:", "not_finite"),
         (
             "no shield at the node",
-            "if _known_to_be_finite(rp.cotangents):",
-            "if True:",
+            "return k_lr.masked_fill(spoilt, 1.0), k_rp.masked_fill(spoilt, 0.0)",
+            "return weights",
             "not_finite",
+        ),
+        (
+            "no shield for weights that come first",
+            "shielded = _shielded(found, rp.cotangents)",
+            "shielded = found",
+            "not_finite",
+        ),
+        (
+            "weights first, exchanged",
+            "_mixed_cotangents(shielded, lr, rp)",
+            "_mixed_cotangents(shielded[::-1], lr, rp)",
+            "fast_paths",
         ),
         (
             "weights of shared cotangents",

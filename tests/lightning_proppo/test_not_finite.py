@@ -15,7 +15,7 @@ from lightning_proppo import PropagationManager, expand
 from lightning_proppo.comparison import Comparison
 from lightning_proppo.per_particle import per_particle_variance
 from lightning_proppo.pooling import pooled_variances
-from lightning_proppo.propagators import TotalProp
+from lightning_proppo.propagators import TotalProp, tp
 from lightning_proppo.propagators.comparing import comparing_propagators
 from lightning_proppo.propagators.tp import WEIGHTINGS
 from lightning_proppo.ranks import ALONE
@@ -393,3 +393,27 @@ def test_the_variance_of_rp_in_chaos_is_not_that_of_total_propagation(beta: floa
     assert float(sizes["RP"].median()) > 1e9
     # The largest of 8 absolute values each.
     assert float(sizes["TP"].max()) < 3 * float(sizes["LR"].max())
+
+
+def test_weights_that_come_first_may_be_of_parameters_that_do_not_see_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The parameter acts on one coordinate; the other one's cotangent is infinite."""
+    monkeypatch.setattr(tp, "_LARGE", 0)  # weights first, however few the particles are
+    beta = torch.tensor([0.7], dtype=F, requires_grad=True)
+    weight = torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=F)
+    found = {}
+    for value in (None, *BAD):
+        torch.manual_seed(1)
+        manager = PropagationManager("TP")
+        x = torch.linspace(-1, 1, 2 * P, dtype=F).reshape(P, 2)
+        for _ in range(2):
+            mixed = x @ weight
+            mean = torch.where(torch.tensor([True, False]), beta * mixed, mixed)
+            x = manager.sample(Normal(mean, 0.5))
+        seen = x if value is None else Plant.apply(x, value, (3, 1))
+        (found[value],) = torch.autograd.grad(manager.loss(seen.square().sum(1)), beta)
+        if value is not None:
+            # The last sample is left to LR.
+            assert float(manager.statistics["lr_weight"][0]) == 1.0
+    assert all(gradient.isfinite().all() for gradient in found.values())
