@@ -47,7 +47,7 @@ from lightning_proppo.propagators import (
     RPProp,
     TotalProp,
 )
-from proppo_agents import PILCO
+from proppo_agents import PILCO, GPDynamics, RBFPolicy
 from proppo_envs import ChaoticRNN
 
 P = 6
@@ -947,13 +947,12 @@ def agent(environment: str = "Own-v0", **options: Any) -> PILCO:
         environment,
         options,
         angles=(),
-        initial_mean=(0.0, 0.0),
         spread=(1.0, 1.0),
         particles=8,
         steps=2,
-        fit_steps=3,
         candidates=2,
-        centres=5,
+        dynamics=GPDynamics(steps=3),
+        policy=RBFPolicy(basis_functions=5),
     )
 
 
@@ -973,12 +972,18 @@ def test_an_observation_space_with_infinities_is_no_mistake() -> None:
 
 
 @pytest.mark.usefixtures("own")
+def test_an_episode_that_is_cut_off_at_once_is_a_short_one() -> None:
+    module = agent(fault="truncates")
+    try_out(module)
+    assert len(module.episodes[0].actions) == 1
+
+
+@pytest.mark.usefixtures("own")
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"discrete": True}, ValueError, ("Own-v0", "Discrete(2)", "RescaleAction")),
+        ({"discrete": True}, ValueError, ("Own-v0", "Discrete(2)", "continuous actions")),
         ({"fault": "raises"}, RuntimeError, ("the motor is too hot",)),
-        ({"fault": "truncates"}, ValueError, ("at least 2",)),
         ({"fault": "NaN"}, ValueError, ("finite",)),
         ({"fault": "infinity"}, ValueError, ("finite",)),
     ],
@@ -1060,9 +1065,9 @@ def test_actions_that_no_cart_can_take(action: Any, words: tuple[str, ...]) -> N
         ),
         (
             ValueError,
-            ("Pendulum-v1", "[A] numbers from -1 to 1", "got Box(-2.0, 2.0"),
-            lambda: agent("Pendulum-v1"),
-            lambda: PILCO(centres=5),
+            ("particles", "at least 2", "got 1"),
+            lambda: PILCO(particles=1),
+            lambda: PILCO(particles=2),
         ),
     ],
 )

@@ -130,7 +130,8 @@ def _action_bounds(
     ):
         raise ValueError(
             f"environment: the actions of {name} must be a Box of [A] floating point numbers; got "
-            f"{space}."
+            f"{space}. Rollouts through a model need continuous actions: take an environment that "
+            "has them, or wrap this one."
         )
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise ValueError(
