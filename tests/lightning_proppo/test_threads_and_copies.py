@@ -122,19 +122,20 @@ def test_weights_of_a_copy_are_computed_at_its_own_parameters(how: Callable[[Any
 @pytest.mark.parametrize("name", ["RP", "LR", "TP", "TPX"])
 def test_managers_in_two_threads_do_not_meet(name: str) -> None:
     """The threads take turns within each rollout and each pass, at every switch of Python's."""
-    expected = []
-    for thread in range(2):
-        model = Model(name)
-        expected.append([model.gradients(model.given_loss(10 * thread + i)) for i in range(8)])
+    # Made one after the other: parameters are drawn from the generator that all threads share.
+    models = [Model(name) for _ in range(2)]
+    expected = [
+        [model.gradients(model.given_loss(10 * thread + i)) for i in range(8)]
+        for thread, model in enumerate(models)
+    ]
     barrier = threading.Barrier(2)
 
     def work(thread: int) -> list[list[Tensor]]:
         torch.set_num_threads(1)
-        model = Model(name)
         found = []
         for i in range(8):
             barrier.wait(60)
-            found.append(model.gradients(model.given_loss(10 * thread + i)))
+            found.append(models[thread].gradients(models[thread].given_loss(10 * thread + i)))
         return found
 
     with ThreadPoolExecutor(2) as pool:
