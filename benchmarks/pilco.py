@@ -1,13 +1,13 @@
 """How often, and after how much real experience, an agent learns: over seeds, for each estimator.
 
-    python -m benchmarks.pilco --csv pilco.csv                      # TP, 4 seeds, the swing-up
-    python -m benchmarks.pilco --csv pilco.csv --seeds 0 1 2 3 4 5 6 7 8 9 --estimators RP LR TP
+    python -m benchmarks.pilco --csv pilco.csv                      # TP, 10 seeds, the swing-up
+    python -m benchmarks.pilco --csv pilco.csv --configs configs/benchmark/*.yaml    # everything
     python -m benchmarks.pilco --csv pilco.csv --png pilco.png -- --trainer.max_epochs=15
     python -m benchmarks.pilco --csv pilco.csv --seeds              # the table of what is there
 
-A run is ``lightning-proppo fit`` with the configuration, the estimator and the seed, and then 20
-episodes of the final policy (``lightning-proppo evaluate``); what follows ``--`` is handed to
-``fit``. It adds one line to the CSV, and is left out where its line is there already: a benchmark
+A run is ``lightning-proppo fit`` with the configuration (or other estimators than its own:
+``--estimators``) and the seed, and then 20 episodes of the final policy (``lightning-proppo
+evaluate``); what follows ``--`` is handed to ``fit``. It adds one line to the CSV, and is left out where its line is there already: a benchmark
 that was stopped goes on. *Learned* counts the seeds whose final policy succeeds in at least 18 of
 20 episodes, with a Wilson interval of 95 %; *found*, those that have succeeded in any trial;
 experience is that until the end of the first trial that succeeds, the random episodes included.
@@ -117,6 +117,12 @@ def seconds_of_episode(config: Path) -> float:
     return float(steps * step) if steps and step else math.nan
 
 
+def estimator_of(config: Path) -> str:
+    """Return the name of the estimator that a configuration's last callback is given."""
+    callbacks = yaml.safe_load(config.read_text())["trainer"]["callbacks"]
+    return str(callbacks[-1]["init_args"]["propagator"])
+
+
 def wilson(successes: int, count: int) -> tuple[float, float]:
     """Return the Wilson interval of 95 % of a share (Wilson 1927)."""
     z = 1.959964
@@ -206,10 +212,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--csv", type=Path, required=True, help="one line a run; read first")
     parser.add_argument(
-        "--configs", type=Path, nargs="+", default=[Path("configs/pilco_cartpole.yaml")]
+        "--configs", type=Path, nargs="+", default=[Path("configs/benchmark/swing_up_tp.yaml")]
     )
-    parser.add_argument("--estimators", nargs="+", default=["TP"])
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3])
+    parser.add_argument("--estimators", nargs="+", help="in place of the configuration's own")
+    parser.add_argument("--seeds", type=int, nargs="*", default=list(range(10)))
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--png", type=Path)
     arguments = parser.parse_args(given)
@@ -221,7 +227,7 @@ def main() -> None:
         (config, estimator, seed)
         for seed in arguments.seeds
         for config in arguments.configs
-        for estimator in arguments.estimators
+        for estimator in arguments.estimators or [estimator_of(config)]
         if (config.stem, " ".join(options), estimator, seed) not in there
     ]
     failed = 0

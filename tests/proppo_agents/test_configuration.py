@@ -48,7 +48,7 @@ def test_the_printed_configuration_tells_all_parts(capsys: pytest.CaptureFixture
     }
     assert found["policy"]["init_args"] == {"hidden": [8], "activation": "tanh", "squash": "tanh"}
     assert found["initial"]["init_args"]["prior_weight"] == 1.0
-    assert found["cost"] is None
+    assert found["cost"]["init_args"]["width"] == [0.7, float("inf"), 0.5, float("inf")]
 
 
 def test_parts_of_a_file_are_trained_and_come_back(

@@ -56,7 +56,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_random_episodes_of_a_configuration(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = ["--config", str(CONFIG), "--out", str(tmp_path / "data")]
+    config = CONFIG.parent / "benchmark" / "swing_up_noise16_tp.yaml"
+    args = ["--config", str(config), "--out", str(tmp_path / "data")]
     assert run_collect([*args, "--episodes", "2"]) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith("seed 0: 25 steps, return ")
@@ -64,7 +65,8 @@ def test_random_episodes_of_a_configuration(
     first, second = read_episodes(tmp_path / "data")
     assert digest_of(first.episode) != digest_of(second.episode)
     assert first.about["environment"] == "proppo_envs:CartPoleSwingUp-v0"
-    assert first.about["environment_options"] == {"cost_width": [0.15, 0.3]}
+    options = {"observation_noise_std": "pipps", "noise_multiplier": 16}
+    assert first.about["environment_options"] == options
     assert first.about["actions"] == "random"
     # Once more: others are added.
     run_collect(args)
