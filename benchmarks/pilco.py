@@ -7,10 +7,11 @@
 
 A run is ``lightning-proppo fit`` with the configuration (or other estimators than its own:
 ``--estimators``) and the seed, and then 20 episodes of the final policy (``lightning-proppo
-evaluate``); what follows ``--`` is handed to ``fit``. It adds one line to the CSV, and is left out where its line is there already: a benchmark
-that was stopped goes on. *Learned* counts the seeds whose final policy succeeds in at least 18 of
-20 episodes, with a Wilson interval of 95 %; *found*, those that have succeeded in any trial;
-experience is that until the end of the first trial that succeeds, the random episodes included.
+evaluate``); what follows ``--`` is handed to ``fit``. It adds one line to the CSV, and is left out
+where its line is there already: a benchmark that was stopped goes on. *Learned* counts the seeds
+whose final policy succeeds in at least 18 of 20 episodes, with a Wilson interval of 95 %; *found*,
+those that have succeeded in any trial; experience is that until the end of the first trial that
+succeeds, the random episodes included.
 """
 
 from __future__ import annotations
