@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor
-
-from proppo_envs.cart_double_pole_physics import CartDoublePoleParameters, integrate
+from proppo_envs.cart_double_pole_physics import CartDoublePoleParameters, state_derivative
 from proppo_envs.cart_env import CartEnv
-from proppo_envs.costs import tip_distance_cost, tip_distance_squared
 from proppo_envs.integration import FloatArray
 
 
@@ -98,31 +95,5 @@ class CartDoublePoleSwingUpEnv(CartEnv):
     # other coordinates), and at most 9e-5 below 40 rad/s.
     substeps = 40
 
-    def cost(self, observation: Tensor, action: Tensor | None = None) -> Tensor:
-        """One minus the reward, as a differentiable function of the state after the step.
-
-        Args:
-            observation: ``[P, 6]`` (any leading axes), in the units of the observation.
-            action: ``[P, 1]``; the cost does not depend on it.
-
-        Returns:
-            ``[P]``, in [0, 1], of the observation's dtype.
-
-        Raises:
-            TypeError: ``observation`` is not a floating-point tensor.
-            ValueError: its last axis does not have size 6.
-        """
-        del action
-        return tip_distance_cost(observation, pole_length=self.pole_lengths, width=self.cost_width)
-
-    def _tip_distance_squared(self, observation: Tensor) -> Tensor:
-        return tip_distance_squared(observation, pole_length=self.pole_lengths)
-
-    def _move(self, state: FloatArray, force: float) -> FloatArray:
-        return integrate(
-            state,
-            force,
-            duration=self.time_step,
-            substeps=self.substeps,
-            parameters=self.parameters,
-        )
+    def _derivative(self, state: FloatArray, force: float) -> FloatArray:
+        return state_derivative(state, force, self.parameters)

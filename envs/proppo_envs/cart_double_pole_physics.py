@@ -48,7 +48,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from proppo_envs.integration import FloatArray, runge_kutta
+from proppo_envs.integration import FloatArray
 
 
 @dataclass(frozen=True)
@@ -140,39 +140,6 @@ def state_derivative(
     derivative[..., 0::2] = state[..., 1::2]
     derivative[..., 1::2] = np.linalg.solve(mass, forces)[..., 0]
     return derivative
-
-
-def integrate(
-    state: FloatArray,
-    force: FloatArray | float,
-    *,
-    duration: float,
-    substeps: int,
-    parameters: CartDoublePoleParameters,
-) -> FloatArray:
-    """State after ``duration`` seconds under a constant force (zero-order hold).
-
-    By :func:`proppo_envs.integration.runge_kutta`.
-
-    Args:
-        state: ``[..., 6]``; not changed.
-        force: on the cart (N), ``[...]`` or one number.
-        duration: time to integrate over (s).
-        substeps: number of Runge-Kutta steps, at least 1.
-        parameters: constants of the system.
-
-    Returns:
-        ``[..., 6]``, a new array.
-
-    Raises:
-        ValueError: ``substeps`` is less than 1.
-    """
-    return runge_kutta(
-        lambda at: state_derivative(at, force, parameters),
-        state,
-        duration=duration,
-        substeps=substeps,
-    )
 
 
 def joint_position(state: FloatArray, parameters: CartDoublePoleParameters) -> FloatArray:

@@ -15,7 +15,8 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from proppo_envs.integration import FloatArray
+from proppo_envs.costs import tip_distance_cost, tip_distance_squared
+from proppo_envs.integration import FloatArray, runge_kutta
 from proppo_envs.measurement import each_coordinate, measurement_std
 from proppo_envs.rendering import CartRenderer
 from proppo_envs.success import SUCCESS_STEPS, is_success
@@ -27,8 +28,8 @@ class CartEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]], ABC):
     """A cart on an unbounded track with poles on it, to be pushed until they stand.
 
     The state is the cart's position and velocity, and for each pole, outwards, its angle from the
-    vertical and its angular velocity. A final class says how the state moves and how far the tip is
-    from its goal, and documents the rest in Gymnasium's format; it inherits the arguments.
+    vertical and its angular velocity. A final class says how the state moves, and documents the
+    rest in Gymnasium's format; it inherits the arguments.
 
     Args:
         initial_angle: ``"hanging"`` or ``"upright"``, the poles' mean angle at the start.
@@ -50,6 +51,7 @@ class CartEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]], ABC):
 
     force_limit: ClassVar[float]
     time_step: ClassVar[float]
+    substeps: ClassVar[int]
     pole_lengths: ClassVar[tuple[float, ...]]
 
     def __init__(
@@ -100,6 +102,9 @@ class CartEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]], ABC):
         self._renderer: CartRenderer | None = None
 
     @abstractmethod
+    def _derivative(self, state: FloatArray, force: float) -> FloatArray:
+        """The state's derivative ``(D,)`` by time under a force (N)."""
+
     def cost(self, observation: Tensor, action: Tensor | None = None) -> Tensor:
         """One minus the reward, as a differentiable function of the state after the step.
 
@@ -114,14 +119,8 @@ class CartEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]], ABC):
             TypeError: ``observation`` is not a floating-point tensor.
             ValueError: its last axis does not have the size D.
         """
-
-    @abstractmethod
-    def _tip_distance_squared(self, observation: Tensor) -> Tensor:
-        """Squared distance [P] (m^2) of the tip from its place when balanced over the origin."""
-
-    @abstractmethod
-    def _move(self, state: FloatArray, force: float) -> FloatArray:
-        """The state ``(D,)`` after one step under a constant force (N)."""
+        del action
+        return tip_distance_cost(observation, pole_length=self.pole_lengths, width=self.cost_width)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -173,7 +172,13 @@ class CartEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]], ABC):
         if self._state is None:
             raise ResetNeeded("step: expected a call of reset() first, got none")
         fraction = _finite_array("action", action, (1,)).clip(-1.0, 1.0)
-        state = self._move(self._state, self.force_limit * float(fraction[0]))
+        force = self.force_limit * float(fraction[0])
+        state = runge_kutta(
+            lambda at: self._derivative(at, force),
+            self._state,
+            duration=self.time_step,
+            substeps=self.substeps,
+        )
         self._state = state
         self._recent.append(state)
         reward = 1.0 - float(self.cost(torch.from_numpy(state)))
@@ -225,9 +230,10 @@ class CartEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]], ABC):
         return (state + noise).astype(np.float32)
 
     def _info(self, state: FloatArray) -> dict[str, Any]:
+        squared = tip_distance_squared(torch.from_numpy(state), pole_length=self.pole_lengths)
         return {
             "state": state.copy(),
-            "tip_distance": math.sqrt(float(self._tip_distance_squared(torch.from_numpy(state)))),
+            "tip_distance": math.sqrt(float(squared)),
             "success": is_success(np.array(self._recent).reshape(-1, len(state))),
         }
 

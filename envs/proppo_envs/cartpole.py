@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from proppo_envs.cart_env import CartEnv
-from proppo_envs.cartpole_physics import CartPoleParameters, integrate
-from proppo_envs.costs import tip_distance_cost, tip_distance_squared
+from proppo_envs.cartpole_physics import CartPoleParameters, state_derivative
 from proppo_envs.integration import FloatArray
 from proppo_envs.success import is_success
 
@@ -103,33 +100,5 @@ class CartPoleSwingUpEnv(CartEnv):
     # coordinates: far below the measurement noise, which it was not with 10 substeps.
     substeps = 20
 
-    def cost(self, observation: Tensor, action: Tensor | None = None) -> Tensor:
-        """One minus the reward, as a differentiable function of the state after the step.
-
-        Args:
-            observation: ``[P, 4]`` (any leading axes), in the units of the observation.
-            action: ``[P, 1]``; the cost does not depend on it.
-
-        Returns:
-            ``[P]``, in [0, 1], of the observation's dtype.
-
-        Raises:
-            TypeError: ``observation`` is not a floating-point tensor.
-            ValueError: its last axis does not have size 4.
-        """
-        del action
-        return tip_distance_cost(
-            observation, pole_length=self.parameters.pole_length, width=self.cost_width
-        )
-
-    def _tip_distance_squared(self, observation: Tensor) -> Tensor:
-        return tip_distance_squared(observation, pole_length=self.parameters.pole_length)
-
-    def _move(self, state: FloatArray, force: float) -> FloatArray:
-        return integrate(
-            state,
-            force,
-            duration=self.time_step,
-            substeps=self.substeps,
-            parameters=self.parameters,
-        )
+    def _derivative(self, state: FloatArray, force: float) -> FloatArray:
+        return state_derivative(state, force, self.parameters)

@@ -44,7 +44,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from proppo_envs.integration import FloatArray, runge_kutta
+from proppo_envs.integration import FloatArray
 
 
 @dataclass(frozen=True)
@@ -96,39 +96,6 @@ def state_derivative(
     derivative[..., 2] = angular_velocity
     derivative[..., 3] = angular_acceleration
     return derivative
-
-
-def integrate(
-    state: FloatArray,
-    force: FloatArray | float,
-    *,
-    duration: float,
-    substeps: int,
-    parameters: CartPoleParameters,
-) -> FloatArray:
-    """State after ``duration`` seconds under a constant force (zero-order hold).
-
-    The classical Runge-Kutta method of fourth order, with steps of ``duration / substeps``.
-
-    Args:
-        state: ``[..., 4]``; not changed.
-        force: on the cart (N), ``[...]`` or one number.
-        duration: time to integrate over (s).
-        substeps: number of Runge-Kutta steps, at least 1.
-        parameters: constants of the system.
-
-    Returns:
-        ``[..., 4]``, a new array.
-
-    Raises:
-        ValueError: ``substeps`` is less than 1.
-    """
-    return runge_kutta(
-        lambda at: state_derivative(at, force, parameters),
-        state,
-        duration=duration,
-        substeps=substeps,
-    )
 
 
 def tip_position(state: FloatArray, parameters: CartPoleParameters) -> FloatArray:

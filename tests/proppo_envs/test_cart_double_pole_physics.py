@@ -12,7 +12,6 @@ from torch import Tensor
 from proppo_envs import cartpole_physics
 from proppo_envs.cart_double_pole_physics import (
     CartDoublePoleParameters,
-    integrate,
     joint_position,
     state_derivative,
     tip_position,
@@ -20,6 +19,9 @@ from proppo_envs.cart_double_pole_physics import (
 )
 from proppo_envs.integration import FloatArray
 
+from .moving import mover
+
+integrate = mover(state_derivative)
 DEFAULT = CartDoublePoleParameters()
 FRICTIONLESS = dataclasses.replace(DEFAULT, friction=0.0)
 # Unequal everywhere, so that a swapped mass or length shows.

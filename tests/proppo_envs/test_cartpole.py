@@ -20,9 +20,12 @@ from gymnasium.utils.env_checker import check_env
 
 import proppo_envs
 from proppo_envs import CARTPOLE_BALANCE, CARTPOLE_SWING_UP, CartPoleSwingUpEnv, is_success
-from proppo_envs.cartpole_physics import integrate
+from proppo_envs.cartpole_physics import state_derivative
 
 from .cart_contract import CartContract
+from .moving import mover
+
+integrate = mover(state_derivative)
 
 ID = f"proppo_envs:{CARTPOLE_SWING_UP}"
 

@@ -10,12 +10,14 @@ import pytest
 from proppo_envs.cartpole_physics import (
     CartPoleParameters,
     FloatArray,
-    integrate,
     state_derivative,
     tip_position,
     total_energy,
 )
 
+from .moving import mover
+
+integrate = mover(state_derivative)
 DEFAULT = CartPoleParameters()
 FRICTIONLESS = dataclasses.replace(DEFAULT, friction=0.0)
 # Unequal everywhere, so that a swapped mass or a lost length shows.
