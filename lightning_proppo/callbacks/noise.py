@@ -104,7 +104,10 @@ class NoiseStream:
         """
         inside = self._outside is not None and not entered
         states = current(self._device) if inside else self.states
-        return {} if states is None else _rows_of_ranks(states, self._device)
+        if states is None:
+            # A run that had been trained to its end begins no more.
+            return dict(self._loaded or {})
+        return _rows_of_ranks(states, self._device)
 
     def outside_of_ranks(self) -> dict[str, Tensor]:
         """Return the states that all ranks draw from elsewhere, as :meth:`state_of_ranks` does."""
