@@ -74,9 +74,9 @@ class PILCO(pl.LightningModule):
     environment, fits the model and draws new policies, and sends the others what came of it, so
     that episodes, model and policy are the same on all of them.
 
-    A run that was killed goes on from its last checkpoint as if nothing had happened, if it is in the
-    same folder: trials draw from a stream of random numbers of their own, which checkpoints hold,
-    and an episode that was acted after the checkpoint is taken from the folder in its turn.
+    A run that was killed goes on from its last checkpoint as if nothing had happened, if it is in
+    the same folder: trials draw from a stream of random numbers of their own, which checkpoints
+    hold, and an episode that was acted after the checkpoint is taken from the folder in its turn.
 
     Logged: at each step ``predicted/return`` (of the model's rollouts, of the policy that the step
     starts from); at each episode, with the number of steps the policy has had, ``real/return``
@@ -354,7 +354,7 @@ class PILCO(pl.LightningModule):
         }
 
         def act() -> Episode:
-            episode = self._left.take(about)
+            episode = self._left.take(about, self.env)
             if episode is not None:
                 return episode
             # What an environment draws of the global generators is of this episode alone.

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from proppo_agents.episode_files import StoredEpisode, read_episodes, without_doubles
 from proppo_agents.episodes import Episode
 
-# Of what is noted of an episode: what makes it the one that a run comes to next.
+# What is noted of an episode: the environment's generators after it.
+GENERATORS = "generators"
+# And what makes it the one that a run comes to next.
 _SAME = ("environment", "environment_options", "steps", "seed", "actions", "policy")
 
 
@@ -41,15 +43,18 @@ class LeftOver:
         self._left = without_doubles(read_episodes(folder), known) if folder and there else []
         self._said = False
 
-    def take(self, about: Mapping[str, Any]) -> Episode | None:
+    def take(self, about: Mapping[str, Any], env: gymnasium.Env[Any, Any]) -> Episode | None:
         """Return the episode that was acted at this point of the training, if there is one.
 
         Args:
             about: what would be noted of it.
+            env: whose generators are put where they were after it.
         """
         for place, each in enumerate(self._left):
             if each.about.get("complete") is True and _key(each.about) == _key(about):
-                return self._left.pop(place).episode
+                del self._left[place]
+                set_generators(env, each.about.get(GENERATORS, {}))
+                return each.episode
         if self._left and not self._said:
             self._said = True
             rank_zero_warn(

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from torch import Tensor
 
-from lightning_proppo.files import write_whole
+from lightning_proppo.files import remove_unfinished, write_whole
 
 
 class KeptLogs:
@@ -44,6 +44,7 @@ class KeptLogs:
             content = path.read_bytes() if path.is_file() else b""
             rows.append(max(content.count(b"\n") - 1, 0))
             if content:
+                remove_unfinished(self._copy(path))
                 write_whole(self._copy(path), partial(_write, content))
         return {"run": self._run, "rows": rows, "due": due}
 

@@ -80,7 +80,7 @@ def _configuration(run: Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CommandError(f"{path} cannot be read: {first_line(error)}") from error
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or not isinstance(config.get("trainer", {}), dict):
         raise CommandError(f"{path} does not hold a configuration.")
     return config
 
