@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def fit(
     epochs: int,
     callbacks: tuple[pl.Callback, ...] = (),
     checkpoint: Path | None = None,
-    **options: Any,
+    estimator: str = "TP",
 ) -> pl.Trainer:
     """Train as a new process would; all checkpoints are kept."""
     pl.seed_everything(3, verbose=False)
@@ -114,14 +115,13 @@ def fit(
         log_every_n_steps=1,
         logger=CSVLogger(folder, name="", version=""),
         callbacks=[
-            PropagationCallback("TP"),
+            PropagationCallback(estimator),
             *callbacks,
             ModelCheckpoint(every_n_train_steps=1, save_top_k=-1),
             ModelCheckpoint(filename="end-of-{epoch}", save_top_k=-1, every_n_epochs=1),
         ],
         enable_progress_bar=False,
         enable_model_summary=False,
-        **options,
     )
     trainer.fit(module, ckpt_path=checkpoint)
     trainer.save_checkpoint(folder / "end.pt")
@@ -290,18 +290,24 @@ def test_a_checkpoint_of_an_earlier_version_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["epoch=0-step=7.ckpt", "end-of-epoch=0.ckpt"])
-def test_the_chaotic_network_goes_on_amid_an_epoch(tmp_path: Path, name: str) -> None:
+# With the latter, the monitor looks at three gradients in succession.
+@pytest.mark.parametrize("estimator", ["TP", "GR"])
+def test_the_chaotic_network_goes_on_amid_an_epoch(
+    tmp_path: Path, name: str, estimator: str
+) -> None:
     def train(folder: Path, checkpoint: Path | None = None) -> VarianceMonitor:
         module = ChaoticRNNModule(beta=3.0, particles=20, horizon=30, steps=10)
         # An alarm of several looks, some of them before the checkpoint.
         monitor = VarianceMonitor(every_n_steps=3, alarm="warn", min_snr=10.0, patience=3)
-        fit(module, folder, 2, (monitor,), checkpoint)
+        fit(module, folder, 2, (monitor,), checkpoint, estimator)
         return monitor
 
-    with pytest.warns(UserWarning, match="VarianceMonitor warns at step 6: .* signal-to-noise"):
+    with pytest.warns(UserWarning, match="VarianceMonitor warns at step .* signal-to-noise"):
         whole = train(tmp_path / "whole")
     checkpoint = broken_off(tmp_path / "whole", tmp_path / "resumed", name)
-    monitor = train(tmp_path / "resumed", checkpoint)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*your dataloader is not resumable")
+        monitor = train(tmp_path / "resumed", checkpoint)
     compare(tmp_path / "resumed", tmp_path / "whole")
     assert monitor.alarm.state_dict() == whole.alarm.state_dict()
 
