@@ -40,7 +40,7 @@ from proppo_envs.cartpole import CartPoleSwingUpEnv
 # For so many seconds at the most does the parent wait in a phase before it kills.
 PHASES = {"collect": 0.03, "fit": 0.05, "optimize": 0.03, "write": 0.05}
 BETWEEN = "-"
-LIMIT = 60.0  # seconds for a training
+LIMIT = 200.0  # seconds for a training
 
 
 def train(folder: Path) -> None:
