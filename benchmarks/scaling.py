@@ -139,7 +139,7 @@ def launch(arguments: argparse.Namespace, device: str, ranks: int) -> Any:
         for process in processes:
             if process.wait():
                 raise SystemExit(f"a rank ended with status {process.returncode}")
-        return torch.load(f"{folder}/found")
+        return torch.load(f"{folder}/found", weights_only=True)
 
 
 def variance(gradients: Tensor, draws: int = 1000) -> tuple[float, float, float]:

@@ -5,19 +5,17 @@ An episode is one file ``episode-NUMBER-DIGEST.npz`` (:func:`numpy.savez`) with 
 :class:`~proppo_agents.episodes.Episode` holds, and ``about``, a JSON text on where it comes from.
 Nothing is pickled, and nothing is unpickled.
 
-A file is there as a whole or not at all: it is written under another name, brought to the disk, and
-renamed. Episodes are told apart by the digest of their numbers, so that none is there twice.
+A file is there as a whole or not at all (:mod:`lightning_proppo.files`). Episodes are told apart by
+the digest of their numbers, so that none is there twice.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import zipfile
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lightning_proppo.files import sync_folder, write_whole
 from proppo_agents.episodes import Episode
 
 _ARRAYS = {"observations": 2, "actions": 2, "rewards": 1, "success": 0}
@@ -86,12 +85,12 @@ class EpisodeFolder:
                 numbers.append(int(found[1]))
         if not self.path.is_dir():
             self.path.mkdir(parents=True, exist_ok=True)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         # Of two that write at once, both may take this number; the digest tells them apart.
         target = self.path / f"episode-{max(numbers) + 1:05d}-{digest}.npz"
         arrays: dict[str, Any] = dict(_arrays(episode))
         arrays["about"] = np.array(json.dumps(about or {}, default=str))
-        _write_whole(target, arrays)
+        write_whole(target, lambda file: np.savez(file, allow_pickle=False, **arrays))
         return target
 
     def _files(self) -> list[Path]:
@@ -206,28 +205,3 @@ def _check(arrays: dict[str, NDArray[Any]], about: Any) -> None:
         )
     if len(arrays["rewards"]) != steps:
         raise ValueError(f"rewards must be as many as actions, {steps}.")
-
-
-def _write_whole(target: Path, arrays: dict[str, Any]) -> None:
-    # Not *.npz: what a crash leaves behind must not be taken for an episode.
-    unfinished = target.with_name(f".{target.stem}-{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, target)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    # The new name is on the disk only when the folder is. Some systems cannot open one.
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -18,6 +18,7 @@ from proppo_agents.episode_files import (
     without_doubles,
 )
 from proppo_agents.episodes import Episode, Policy, collect_episode
+from proppo_agents.resuming import GENERATORS, generators_of
 from proppo_agents.trials import Trial
 
 
@@ -62,7 +63,8 @@ def collect_and_keep(
 
     def keep(episode: Episode, complete: bool) -> None:
         if folder is not None:
-            folder.add(episode, {**told, "complete": complete})
+            after = {GENERATORS: generators_of(env)}
+            folder.add(episode, {**told, **after, "complete": complete})
 
     episode = collect_episode(env, policy, seed, broken_off=lambda part: keep(part, False))
     keep(episode, True)

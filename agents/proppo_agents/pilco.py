@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_proppo import PropagationManager
+from lightning_proppo.callbacks.noise import NoiseStream
+from lightning_proppo.generators import isolated
 from proppo_agents.callbacks.base import tell_callbacks
 from proppo_agents.costs import Cost, EnvironmentCost, LearnedReward
 from proppo_agents.dynamics import DynamicsModel, GPDynamics
@@ -36,9 +39,19 @@ from proppo_agents.parts import Part, make_part
 from proppo_agents.plots import plot_trials
 from proppo_agents.policies import Policy, RBFPolicy
 from proppo_agents.ranks import empty_batches, made_by_first, mean_over_ranks, own_noise, share_of
+from proppo_agents.resuming import (
+    LeftOver,
+    digest_of_policy,
+    generators_of,
+    same_folder,
+    set_generators,
+    stacked,
+)
 from proppo_agents.rollouts import roll_out
 from proppo_agents.trials import Trial
 from proppo_agents.worlds import UnendingError, World, make_world
+
+_LAST = 10  # steps whose mean predicted return is that of a trial
 
 
 class PILCO(pl.LightningModule):
@@ -60,6 +73,10 @@ class PILCO(pl.LightningModule):
     On several ranks the particles are shared out evenly. The first rank alone acts in the real
     environment, fits the model and draws new policies, and sends the others what came of it, so
     that episodes, model and policy are the same on all of them.
+
+    A run that was killed goes on from its last checkpoint as if nothing had happened, if it is in
+    the same folder: trials draw from a stream of random numbers of their own, which checkpoints
+    hold, and an episode that was acted after the checkpoint is taken from the folder in its turn.
 
     Logged: at each step ``predicted/return`` (of the model's rollouts, of the policy that the step
     starts from); at each episode, with the number of steps the policy has had, ``real/return``
@@ -188,6 +205,12 @@ class PILCO(pl.LightningModule):
         self._data_seeds: set[int] = set()
         self._predicted: list[Tensor] = []
         self._search_started = 0
+        self._stream = NoiseStream()
+        self._left = LeftOver(None, [])
+        self._concluded: int | None = None  # after how many steps the final policy had its episode
+        self._before: dict[str, Any] | None = None
+        self._begun: int | None = None  # the epoch whose trial has begun
+        self._resumed = False
         self.reset_policy()
 
     def act(self, observation: Tensor) -> Tensor:
@@ -244,27 +267,52 @@ class PILCO(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Take the episodes of ``data``, and have all there are in the run's folder."""
+        # A checkpoint may also have been loaded to start another training from.
+        self._resumed = self._resumed and self.trainer.ckpt_path is not None
+        self._begun = self._begun if self._resumed else None
+        self._before = None
+        self._stream.begin(self.device, rank=0, size=1)
         name = self.hparams["environment"]
-        found = made_by_first(
-            self._trainer, lambda: earlier_episodes(self.data, self.episodes, self.env, name)
-        )
         folder = run_folder(self.trainer, "episodes")
+        # All of it that the checkpoint does not know is what came after it.
+        data = None if self._resumed and same_folder(self.data, folder) else self.data
+        found = made_by_first(
+            self._trainer, lambda: earlier_episodes(data, self.episodes, self.env, name)
+        )
         if folder is not None and self.trainer.is_global_zero:
             self.kept = EpisodeFolder(folder)
+            self._left = LeftOver(folder, [*self.episodes, *(each.episode for each in found)])
             keep_all(self.kept, self.episodes, self.trials, found, name)
-        self._data_seeds = seeds_of(found)
+        self._data_seeds |= seeds_of(found)
         self.episodes += [each.episode for each in found]
         self.trials += [trial_of(each, self._return_of(each.episode)) for each in found]
 
+    def on_train_start(self) -> None:
+        """Begin the trial that a run comes to that goes on from a checkpoint between two epochs.
+
+        Lightning does not call the next hook there if the checkpoint was saved after the last step
+        of an epoch, but before its end.
+        """
+        loop = self.trainer.fit_loop
+        done = loop.epoch_loop.batch_progress.current.ready
+        between = done in (0, self.trainer.num_training_batches)
+        if self._resumed and between and not loop.done:
+            self.on_train_epoch_start()
+        self._resumed = False
+
     def on_train_epoch_start(self) -> None:
         """Collect an episode with the current policy and refit the model."""
-        while len(self.episodes) < self.random_episodes:
-            self.collect(policy=None)
-        if self.current_epoch > 0:
-            self.collect(policy=self.act)
-        self.refit()
-        if self.current_epoch == 0 or self._out_of_patience():
-            self.start_search()
+        if self._begun == self.current_epoch:
+            return
+        with self._trial():
+            while len(self.episodes) < self.random_episodes:
+                self.collect(policy=None)
+            if self.current_epoch > 0:
+                self.collect(policy=self.act)
+            self.refit()
+            if self.current_epoch == 0 or self._out_of_patience():
+                self.start_search()
+            self._begun = self.current_epoch
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the predicted cost, a scalar, whose gradient is the manager's."""
@@ -277,15 +325,20 @@ class PILCO(pl.LightningModule):
 
     def on_train_end(self) -> None:
         """Give the final policy its episode, and draw the learning curve."""
-        self.collect(policy=self.act)
-        folder = self.trainer.log_dir
-        if self.trainer.is_global_zero and self.loggers and folder is not None:
-            plot_trials(self.trials, Path(folder) / "learning_curve.png")
+        self._conclude()
+
+    def on_fit_end(self) -> None:
+        """Do so in a run that had been killed after its last step: Lightning trains it no more."""
+        if self.global_step not in (0, self._concluded):
+            self._conclude()
+        self._resumed = False
 
     def collect(self, policy: Callable[[Tensor], Tensor] | None) -> Episode:
         """Act for one episode, keep it as data, and log what came of it."""
-        last = self._predicted[-10:]
+        last = self._predicted[-_LAST:]
         self._predicted = []
+        # Those of a checkpoint are on the CPU.
+        last = [value.to(self.device) for value in last]
         predicted = mean_over_ranks(self._trainer, torch.stack(last)).tolist() if last else []
 
         # Drawn by all ranks, so that their generators stay in step.
@@ -295,10 +348,20 @@ class PILCO(pl.LightningModule):
             "environment_options": self.hparams["environment_options"] or {},
             "steps": self.global_step if self._trainer else 0,
             "predicted_return": statistics.fmean(predicted) if predicted else None,
+            "seed": seed,
+            "actions": "random" if policy is None else "policy",
+            "policy": None if policy is None else digest_of_policy(self.policy),
         }
-        episode = made_by_first(
-            self._trainer, lambda: collect_and_keep(self.env, policy, seed, self.kept, about)
-        )
+
+        def act() -> Episode:
+            episode = self._left.take(about, self.env)
+            if episode is not None:
+                return episode
+            # What an environment draws of the global generators is of this episode alone.
+            with isolated(seed, self.initial.mean_value.device):
+                return collect_and_keep(self.env, policy, seed, self.kept, about)
+
+        episode = made_by_first(self._trainer, act)
         trial = Trial(
             steps=about["steps"],
             predicted_return=about["predicted_return"],
@@ -378,13 +441,36 @@ class PILCO(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the episodes, which the model is refitted to, and the class's name."""
         checkpoint["module_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
-        checkpoint["episodes"] = [episode.state_dict() for episode in self.episodes]
-        checkpoint["trials"] = [trial.state_dict() for trial in self.trials]
+        state = self._before or self._now()
+        count = state["episodes"]
+        checkpoint["episodes"] = [episode.state_dict() for episode in self.episodes[:count]]
+        checkpoint["trials"] = [trial.state_dict() for trial in self.trials[:count]]
+        rows = self._stream.state_of_ranks(entered=True)
+        checkpoint["progress"] = {
+            **state,
+            "predicted": mean_over_ranks(self._trainer, state["predicted"].to(self.device)).cpu(),
+            # All ranks have the same one.
+            "stream": {name: states[:1] for name, states in rows.items()},
+            "environment": generators_of(self.env),
+            "data_seeds": sorted(self._data_seeds),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the episodes back."""
+        """Take the episodes back, and go on from there."""
         self.episodes = [Episode(**state) for state in checkpoint["episodes"]]
         self.trials = [Trial(**state) for state in checkpoint["trials"]]
+        self._before = None
+        progress = checkpoint.get("progress")
+        if progress is None:  # of an earlier version
+            return
+        self._resumed = True
+        self._search_started = progress["search_started"]
+        self._predicted = list(progress["predicted"])
+        self._concluded = progress["concluded"]
+        self._begun = progress["begun"]
+        self._data_seeds = set(progress["data_seeds"])
+        self._stream.load(progress["stream"])
+        set_generators(self.env, progress["environment"])
 
     def evaluate_policy(
         self, episodes: int, seed: int, progress: Callable[[int], Any] | None = None
@@ -412,6 +498,35 @@ class PILCO(pl.LightningModule):
         if EnvironmentCost.is_known(self.world):
             return EnvironmentCost()
         return LearnedReward(self.dynamics.new_regressor())
+
+    @contextmanager
+    def _trial(self) -> Iterator[None]:
+        """Draw from the trials' stream; a checkpoint saved meanwhile is of before the block.
+
+        So is one that is saved after an exception broke it off. The episode of the block is in the
+        run's folder.
+        """
+        self._before = self._now()
+        with self._stream.once():
+            yield
+        self._before = None
+
+    def _now(self) -> dict[str, Any]:
+        return {
+            "episodes": len(self.episodes),
+            "predicted": stacked(self._predicted[-_LAST:]),
+            "search_started": self._search_started,
+            "concluded": self._concluded,
+            "begun": self._begun,
+        }
+
+    def _conclude(self) -> None:
+        with self._trial():
+            self.collect(policy=self.act)
+            self._concluded = self.global_step
+        folder = self.trainer.log_dir
+        if self.trainer.is_global_zero and self.loggers and folder is not None:
+            plot_trials(self.trials, Path(folder) / "learning_curve.png")
 
     def _drawn_policy(self) -> dict[str, Tensor]:
         self.reset_policy()

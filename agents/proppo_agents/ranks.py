@@ -93,4 +93,15 @@ def empty_batches(count: int) -> DataLoader[int]:
     batches: Any = range(count)
     # Lightning would give each rank its share of them, were it not done already.
     everything: Any = DistributedSampler(batches, num_replicas=1, rank=0, shuffle=False)
-    return DataLoader(batches, batch_size=1, sampler=everything)
+    return _EmptyBatches(batches, batch_size=1, sampler=everything)
+
+
+class _EmptyBatches(DataLoader[int]):
+    """Tells Lightning that a run may go on amid an epoch: one batch is like another."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing."""

@@ -620,11 +620,11 @@ MUTANTS = (
     *_of(
         "callbacks/noise.py",
         ("all ranks' noise alike", "[given % 2**63, rank]", "[given % 2**63, 0]", "noise"),
-        ("all ranks go on alike", "state[rank].clone()", "state[0].clone()", "noise"),
+        ("all ranks go on alike", "row[rank] for", "row[0] for", "noise"),
         (
             "the stream does not move",
-            "        self.states = self._current()\n        self._exchange(self._outside)",
-            "        self._exchange(self._outside)",
+            "            self.states = current(self._device)\n        exchange(self._outside",
+            "            pass\n        exchange(self._outside",
             "noise",
         ),
     ),

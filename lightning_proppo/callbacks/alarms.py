@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 from lightning_proppo.accuracy import signal_to_noise
 from lightning_proppo.errors import check_choice
@@ -45,6 +47,21 @@ class Alarm:
         self._looks: deque[tuple[float, float]] = deque(maxlen=self.patience)
         self._exploded: deque[bool] = deque(maxlen=self.patience)
         self._said: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return earlier looks, and what has been said, as plain values."""
+        return {
+            "looks": list(self._looks),
+            "exploded": list(self._exploded),
+            "said": sorted(self._said),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on after those looks."""
+        self.reset()
+        self._looks.extend((signal, variance) for signal, variance in state["looks"])
+        self._exploded.extend(state["exploded"])
+        self._said.update(state["said"])
 
     def check(
         self, signal: float, variance: float, rp_ratio: float | None = None

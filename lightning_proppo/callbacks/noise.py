@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_proppo.generators import States, current, exchange, packed, seeded, unpacked
 from lightning_proppo.ranks import all_ranks
 
 # Where Lightning's seed_everything leaves its seed.
@@ -18,16 +19,16 @@ _SEED_VARIABLE = "PL_GLOBAL_SEED"
 
 
 class NoiseStream:
-    """Exchanges PyTorch's default generators for ones of this stream, and back.
+    """Exchanges the states of the global generators for ones of this stream, and back.
 
     What draws between training steps (data loaders, validation) does not move the stream, so that
     a run that was resumed draws what the uninterrupted one would have drawn.
     """
 
     def __init__(self) -> None:
-        # By generator, "cpu" and the device's; None: no training has begun yet.
-        self.states: dict[str, Tensor] | None = None
-        self._outside: dict[str, Tensor] | None = None
+        # None: no training has begun yet.
+        self.states: States | None = None
+        self._outside: States | None = None
         self._device = torch.device("cpu")
         self._loaded: dict[str, Tensor] | None = None  # one row for each rank
 
@@ -43,13 +44,13 @@ class NoiseStream:
         self._device = device
         loaded, self._loaded = self._loaded, None
         if loaded is not None:
-            if len(loaded["cpu"]) == size and loaded.keys() == {"cpu", device.type}:
-                # Copies: set_rng_state reads a view from the start of its storage, and crashes.
-                self.states = {name: state[rank].clone() for name, state in loaded.items()}
+            self.states = own_row(loaded, device, rank, size)
+            if self.states is not None:
                 return
+            devices = [name for name in loaded if name not in ("numpy", "python")]
             warnings.warn(
                 f"the checkpoint holds the noise of {len(loaded['cpu'])} ranks on "
-                f"{' and '.join(loaded)}; {size} on {device.type} cannot go on with it and begin "
+                f"{' and '.join(devices)}; {size} on {device.type} cannot go on with it and begin "
                 "with new noise.",
                 stacklevel=2,
             )
@@ -61,53 +62,80 @@ class NoiseStream:
             seed = (int(words[0]) << 31) ^ int(words[1])
         else:
             seed = int(torch.randint(2**62, (), dtype=torch.int64))
-        self.states = {
-            name: torch.Generator(name).manual_seed(seed).get_state()
-            for name in dict.fromkeys(["cpu", device.type])
-        }
+        self.states = seeded(seed, device)
 
     def enter(self) -> None:
-        """Let PyTorch draw from this stream."""
+        """Let everything draw from this stream."""
         if self.states is None or self._outside is not None:
             return
-        self._outside = self._current()
-        self._exchange(self.states)
+        self._outside = current(self._device)
+        exchange(self.states, self._device)
 
-    def leave(self) -> None:
-        """Let PyTorch draw from where it drew before :meth:`enter`."""
+    def leave(self, drawn: bool = True) -> None:
+        """Let everything draw from where it drew before :meth:`enter`.
+
+        Args:
+            drawn: whether the stream goes on behind what was drawn since; if not, that will be
+                drawn again.
+        """
         if self._outside is None:
             return
-        self.states = self._current()
-        self._exchange(self._outside)
+        if drawn:
+            self.states = current(self._device)
+        exchange(self._outside, self._device)
         self._outside = None
 
-    def state_of_ranks(self) -> dict[str, Tensor]:
-        """Return the states of all ranks' streams, one row for each; every rank has to call it."""
-        states = self.states if self._outside is None else self._current()
+    @contextmanager
+    def once(self) -> Iterator[None]:
+        """Let a block draw from this stream; after an exception, it is as it was before."""
+        self.enter()
+        try:
+            yield
+        except BaseException:
+            self.leave(drawn=False)
+            raise
+        self.leave()
+
+    def state_of_ranks(self, entered: bool = False) -> dict[str, Tensor]:
+        """Return the states of all ranks' streams, one row for each; every rank has to call it.
+
+        Args:
+            entered: those when the stream was entered, if that is so, and not those of now.
+        """
+        inside = self._outside is not None and not entered
+        states = current(self._device) if inside else self.states
         if states is None:
-            return {}
-        ranks = all_ranks()
-        # On the device, as NCCL takes nothing else.
-        return {name: ranks.gather(s.to(self._device)).cpu() for name, s in states.items()}
+            # A run that had been trained to its end begins no more.
+            return dict(self._loaded or {})
+        return _rows_of_ranks(states, self._device)
+
+    def outside_of_ranks(self) -> dict[str, Tensor]:
+        """Return the states that all ranks draw from elsewhere, as :meth:`state_of_ranks` does."""
+        states = current(self._device) if self._outside is None else self._outside
+        return _rows_of_ranks(states, self._device)
 
     def load(self, states: Mapping[str, Tensor]) -> None:
         """Take what :meth:`state_of_ranks` returned, for :meth:`begin`."""
         self._loaded = {name: state.cpu() for name, state in states.items()} or None
 
-    def _current(self) -> dict[str, Tensor]:
-        states = {"cpu": torch.get_rng_state()}
-        if self._device.type != "cpu":
-            states[self._device.type] = _generators(self._device).get_rng_state(*self._which())
-        return states
 
-    def _exchange(self, states: Mapping[str, Tensor]) -> None:
-        torch.set_rng_state(states["cpu"])
-        if self._device.type != "cpu":
-            _generators(self._device).set_rng_state(states[self._device.type], *self._which())
+def own_row(
+    rows: Mapping[str, Tensor], device: torch.device, rank: int, size: int
+) -> States | None:
+    """Return a rank's states of all ranks'; None if they are of another device or number of ranks.
 
-    def _which(self) -> tuple[torch.device, ...]:
-        return () if self._device.type == "mps" else (self._device,)
+    Args:
+        rows: what a stream returned of all ranks.
+        device: whose generator is among them.
+        rank: of this process.
+        size: how many there are.
+    """
+    if rows.keys() != {"cpu", device.type, "numpy", "python"} or len(rows["cpu"]) != size:
+        return None
+    return unpacked({name: row[rank] for name, row in rows.items()})
 
 
-def _generators(device: torch.device) -> Any:
-    return getattr(torch, device.type)
+def _rows_of_ranks(states: States, device: torch.device) -> dict[str, Tensor]:
+    ranks = all_ranks()
+    # On the device, as NCCL takes nothing else.
+    return {name: ranks.gather(s.to(device)).cpu() for name, s in packed(states).items()}

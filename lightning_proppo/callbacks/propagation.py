@@ -8,19 +8,24 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback
 
+from lightning_proppo.callbacks.checkpoints import write_whole_checkpoints
 from lightning_proppo.callbacks.leaving import leave_at_exit, leave_on_failure
-from lightning_proppo.callbacks.noise import NoiseStream
+from lightning_proppo.callbacks.logs import KeptLogs
+from lightning_proppo.callbacks.noise import NoiseStream, own_row
 from lightning_proppo.callbacks.strategies import (
     refuse_sharded_parts,
     refuse_static_accumulation,
     refuse_strategy,
 )
 from lightning_proppo.errors import PropagationError
+from lightning_proppo.generators import exchange
 from lightning_proppo.manager import PropagationManager
 from lightning_proppo.propagators import Propagator
 
 # In a checkpoint.
 _NOISE = "proppo_noise"
+_OUTSIDE = "proppo_outside"
+_LOGS = "proppo_logs"
 
 
 class PropagationCallback(Callback):
@@ -31,7 +36,11 @@ class PropagationCallback(Callback):
     - The tape is cleared at each batch and after an exception.
     - Training steps draw from a stream of random numbers of their own. With several ranks, each
       has its own, also after ``seed_everything``; it depends on Lightning's seed and the rank.
-      Checkpoints hold it: a run that is resumed draws what it would have drawn.
+    - Checkpoints hold it, and the states of all global generators (PyTorch's, NumPy's, Python's): a
+      run that is resumed draws what it would have drawn.
+    - Checkpoints are written as a whole or not at all, and unpickle nothing but tensors and plain
+      values. What was logged before one is on the disk before it; a CSVLogger's file goes on where
+      it was (Lightning's begins anew).
     - With several ranks, baselines, weights and fitted Gaussians are made of the particles of all
       (``sync``).
     - A rank that fails tells why and ends, and does not leave the others waiting.
@@ -81,6 +90,7 @@ class PropagationCallback(Callback):
         self.options = dict(options or {})
         self.sync = sync
         self._noise = NoiseStream()
+        self._logs = KeptLogs()
         self._displaced: PropagationManager | None = None
         # Made at once, so that a misspelt name is an error where it was written.
         self._manager = self._make_manager()
@@ -110,6 +120,10 @@ class PropagationCallback(Callback):
         if stage == "fit":
             refuse_strategy(trainer.strategy)
         leave_at_exit()
+        write_whole_checkpoints(trainer.strategy)
+        if trainer.precision == "64-true":
+            # Lightning does so after it has loaded a checkpoint, whose weights were rounded then.
+            pl_module.double()
         present = getattr(pl_module, self.attribute, None)
         if present is None or getattr(present, "given_by_callback", False):
             # Another Trainer's, whose training this evaluation may interrupt.
@@ -130,20 +144,33 @@ class PropagationCallback(Callback):
         """Refuse what can be seen only when the strategy has been set up."""
         refuse_sharded_parts(pl_module)
         refuse_static_accumulation(trainer.strategy, trainer.accumulate_grad_batches)
+        self._logs.go_on(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin the stream of noise, or go on with that of a checkpoint."""
         self._noise.begin(pl_module.device, trainer.global_rank, trainer.world_size)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Keep all ranks' streams of noise."""
-        del trainer, pl_module
+        """Keep all ranks' streams of noise and generators, and what was logged so far."""
+        del pl_module
         checkpoint[_NOISE] = self._noise.state_of_ranks()
+        checkpoint[_OUTSIDE] = self._noise.outside_of_ranks()
+        checkpoint[_LOGS] = self._logs.keep(trainer)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Take the streams of noise from a checkpoint."""
-        del trainer, pl_module
+        """Take them from a checkpoint."""
+        del pl_module
+        if trainer.state.fn != "fit":
+            return
         self._noise.load(checkpoint.get(_NOISE, {}))
+        self._logs.load(checkpoint.get(_LOGS, {}))
+        # As early as this, since data loaders draw when they are set up. Where they do not fit, the
+        # stream of noise will say so.
+        device = trainer.strategy.root_device
+        rows = checkpoint.get(_OUTSIDE, {})
+        states = own_row(rows, device, trainer.global_rank, trainer.world_size)
+        if states is not None:
+            exchange(states, device)
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,20 @@ class TensorBoardPages:
         self._drawn = 0
         self._drew = -math.inf
         self._took = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the image is made of, as tensors and plain values."""
+        return {
+            "columns": [dict(vars(column)) for column in self.columns],
+            "every": self._every,
+            "seen": self._seen,
+            "drawn": self._drawn,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with that image."""
+        self.columns = [Column(**column) for column in state["columns"]]
+        self._every, self._seen, self._drawn = state["every"], state["seen"], state["drawn"]
 
     def lay_out(self, writer: Any, names: Sequence[str], hyperparameters: dict[str, Any]) -> None:
         """Put the estimators' variances into one chart, and write the hyperparameters.

@@ -115,11 +115,35 @@ class VarianceMonitor(Callback):
         self._comparison: Comparison | None = None
         # A manager with the propagators that it is to get back.
         self._own: tuple[PropagationManager, Any, Any] | None = None
+        # Of the last steps, by the optimizer's place among the Trainer's.
         self._gradients: dict[int, list[list[Tensor]]] = {}
         self._pages = TensorBoardPages()
         self._step = 0
 
     # -- Lightning's hooks -------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return when the next look is due, and what the alarm and the image need of earlier ones.
+
+        Of the gradients of successive steps, those that the next look needs.
+        """
+        return {
+            "due": self._due,
+            "incomparable": self._incomparable,
+            "last": dict(self.last),
+            "alarm": self.alarm.state_dict(),
+            "gradients": dict(self._gradients),
+            "pages": self._pages.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._due = state_dict["due"]
+        self._incomparable = state_dict["incomparable"]
+        self.last = dict(state_dict["last"])
+        self.alarm.load_state_dict(state_dict["alarm"])
+        self._gradients = dict(state_dict["gradients"])
+        self._pages.load_state_dict(state_dict["pages"])
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Lay out TensorBoard's pages, before Lightning writes the hyperparameters."""
@@ -168,9 +192,13 @@ class VarianceMonitor(Callback):
             for p in group["params"]
             if chosen is None or chosen(p)
         ]
-        kept = self._gradients.setdefault(id(optimizer), [])
-        kept.append(gradients)
-        del kept[:-_SUCCESSIVE]
+        place = [id(each) for each in trainer.optimizers].index(id(optimizer))
+        # A checkpoint's may be on another device.
+        kept = [
+            [old.to(new.device) for old, new in zip(before, gradients, strict=True)]
+            for before in self._gradients.get(place, [])
+        ]
+        self._gradients[place] = [*kept, gradients][-_SUCCESSIVE:]
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

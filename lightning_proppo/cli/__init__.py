@@ -3,12 +3,14 @@
 ::
 
     lightning-proppo fit --config configs/pilco_cartpole.yaml
+    lightning-proppo resume runs/pilco_cartpole/version_0
     lightning-proppo evaluate --ckpt runs/.../last.ckpt --episodes 10
     lightning-proppo figures 8a --out figures
 
 ``fit``, ``validate``, ``test`` and ``predict`` are those of
-:class:`pytorch_lightning.cli.LightningCLI` (:mod:`~lightning_proppo.cli.training`); ``evaluate`` is
-in :mod:`~lightning_proppo.cli.evaluate`; all others are found through an entry-point group
+:class:`pytorch_lightning.cli.LightningCLI` (:mod:`~lightning_proppo.cli.training`); ``resume`` and
+``evaluate`` are in :mod:`~lightning_proppo.cli.resume` and :mod:`~lightning_proppo.cli.evaluate`;
+all others are found through an entry-point group
 (:mod:`~lightning_proppo.cli.commands`).
 """
 
@@ -17,13 +19,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 
 from jsonargparse import DefaultHelpFormatter
 from pytorch_lightning.cli import LightningCLI
 
-from lightning_proppo.cli import commands, evaluate
+from lightning_proppo.cli import commands, evaluate, resume
 from lightning_proppo.cli.evaluate import Evaluation, load_module
 from lightning_proppo.cli.program import PROGRAM, USER_ERROR, CommandError
 from lightning_proppo.cli.training import ProppoCLI, SaveRunConfig
@@ -48,7 +51,7 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.path.append(os.getcwd())
     given = list(sys.argv[1:] if args is None else args)
     name = given[0] if given else ""
-    own = [*LightningCLI.subcommands(), "evaluate"]
+    own = [*LightningCLI.subcommands(), "resume", "evaluate"]
     others = {key: point for key, point in commands.found().items() if key not in own}
     try:
         if name == "evaluate":
@@ -56,6 +59,10 @@ def main(args: Sequence[str] | None = None) -> int:
             return 0
         if name in others:
             return commands.load(others[name])(given[1:]) or 0
+        if name == "resume":
+            given = resume.fit_arguments(given[1:])
+            # The command's own are still in sys.argv, where Lightning's launchers look for them.
+            warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     except CommandError as error:
         sys.stderr.write(f"{PROGRAM} {name}: error: {error}\n")
         return USER_ERROR
@@ -67,8 +74,9 @@ def main(args: Sequence[str] | None = None) -> int:
         )
         return USER_ERROR
     ProppoCLI(
-        args=None if args is None else given,
-        save_config_callback=SaveRunConfig,
+        args=None if args is None and name != "resume" else given,
+        # A run that goes on keeps the configuration that it began with.
+        save_config_callback=None if name == "resume" else SaveRunConfig,
         parser_kwargs={
             "prog": PROGRAM,
             # What others bring must be imported to be described.
@@ -84,7 +92,7 @@ class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter)
 
 
 def _description(others: dict[str, EntryPoint]) -> str:
-    lines = {"evaluate": evaluate.SUMMARY}
+    lines = {"resume": resume.SUMMARY, "evaluate": evaluate.SUMMARY}
     lines |= {name: commands.summary(point) for name, point in others.items()}
     table = "\n".join(f"  {name:<18}  {line}" for name, line in lines.items())
     return (

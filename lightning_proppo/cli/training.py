@@ -49,6 +49,13 @@ class ProppoCLI(LightningCLI):
         parser.error = error  # type: ignore[method-assign]
         return parser
 
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as it was given.
+
+        Lightning puts the checkpoint's hyperparameters above it, without regard to classes: those
+        of a module with parts are refused, and no option can be changed for a run that goes on.
+        """
+
     def instantiate_classes(self) -> None:
         """Make model and trainer; a value that one of them refuses is the user's error."""
         try:

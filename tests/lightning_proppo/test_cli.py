@@ -506,7 +506,7 @@ def test_a_near_miss_is_told_what_was_meant(
     assert main([given, "--name", "x"]) == 2
     told = capsys.readouterr().err
     assert f"no subcommand {given!r}" in told
-    assert "fit, validate, test, predict, evaluate, greet, broken" in told
+    assert "fit, validate, test, predict, resume, evaluate, greet, broken" in told
     assert told.rstrip().endswith(f"Did you mean {meant!r}?")
     assert received == []
 

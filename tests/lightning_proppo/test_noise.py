@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lightning_proppo.callbacks.noise import NoiseStream
+from lightning_proppo.generators import packed, seeded
 
 from ..launching import launch_successfully, run_on_ranks
 
@@ -76,11 +77,9 @@ def test_it_goes_on_where_it_was_kept_also_amid_a_step() -> None:
 
 
 def test_each_rank_goes_on_with_its_own_row() -> None:
-    states = []
-    for seed in (1, 2):
-        states.append(torch.Generator().manual_seed(seed).get_state())
+    kept = [packed(seeded(seed, CPU)) for seed in (1, 2)]
     stream = NoiseStream()
-    stream.load({"cpu": torch.stack(states)})
+    stream.load({name: torch.stack([states[name] for states in kept]) for name in kept[0]})
     stream.begin(CPU, 1, 2)
     stream.enter()
     drawn = torch.rand(3)

@@ -466,3 +466,34 @@ def test_images_of_values_without_a_logarithm(value: float) -> None:
     column = Column(0, {"RP": values, "LR": values}, values)
     for figure in draw_columns([column]).values():
         figure.canvas.draw()
+
+
+# -- a run that goes on --------------------------------------------------------------------------
+
+
+def test_an_alarm_remembers_looks_and_words() -> None:
+    checks = [(4.0, 1.0, 5.0), (-1.0, 1.0, 500.0), (0.0, 1.0, 500.0), (0.0, 1.0, 500.0)]
+    whole = Alarm("warn", 0.5, 100.0, patience=2)
+    said = [whole.check(*each) for each in checks]
+    assert [len(words) for words in said] == [0, 0, 2, 0]
+    for cut in range(1, 4):
+        first, second = (Alarm("warn", 0.5, 100.0, patience=2) for _ in range(2))
+        told = [first.check(*each) for each in checks[:cut]]
+        second.load_state_dict(first.state_dict())
+        assert told + [second.check(*each) for each in checks[cut:]] == said
+
+
+def test_a_checkpoint_holds_the_image(one_pl: ModuleType, tmp_path: Path) -> None:
+    monitor = VarianceMonitor(every_n_steps=2)
+    logger = one_pl.loggers.TensorBoardLogger(tmp_path)
+    module = make_module(one_pl, batches=5)
+    trainer = fit(one_pl, module, [PropagationCallback("TP"), monitor], logger=logger)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    other = VarianceMonitor(every_n_steps=2)
+    callbacks = torch.load(tmp_path / "a.ckpt", weights_only=True)["callbacks"]
+    other.load_state_dict(callbacks["VarianceMonitor"])
+    assert [column.step for column in other._pages.columns] == [0, 2, 4]
+    for found, expected in zip(other._pages.columns, monitor._pages.columns, strict=True):
+        torch.testing.assert_close(vars(found), vars(expected), rtol=0, atol=0)
+    assert other.last == monitor.last
+    assert other._due == monitor._due == 6

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from proppo_agents import episode_files
 from proppo_agents.episode_files import (
     EpisodeFileError,
     EpisodeFolder,
@@ -179,7 +178,7 @@ def test_a_write_that_fails_leaves_nothing_that_looks_like_an_episode(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(episode_files.np if step == "savez" else episode_files.os, step, full)
+        patch.setattr(np if step == "savez" else os, step, full)
         with pytest.raises(OSError, match="No space left"):
             folder.add(episode(1))
     assert len(list(tmp_path.iterdir())) == 1
@@ -203,6 +202,6 @@ def test_the_disk_has_the_file_before_its_name(
             done.append(name)
             return real(*args)
 
-        monkeypatch.setattr(episode_files.os, name, noted)
+        monkeypatch.setattr(os, name, noted)
     EpisodeFolder(tmp_path).add(episode())
     assert done == ["fsync", "replace", "fsync"]
