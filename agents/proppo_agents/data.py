@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Of a mean in float64, relative to what it is the mean of.
+_ROUNDING = 1e-14
+
 
 def check_data(inputs: Tensor, outputs: Tensor) -> None:
     """Raise ValueError unless there are finite data [N, I] and [N, E]."""
@@ -19,6 +22,25 @@ def check_data(inputs: Tensor, outputs: Tensor) -> None:
         if not bool(torch.isfinite(value).all()):
             wrong = int((~torch.isfinite(value)).sum())
             raise ValueError(f"{name} must be finite; got {wrong} NaN or infinite values.")
+        check_fits_in(name, value, torch.float64)
+
+
+def check_fits_in(name: str, value: Tensor, dtype: torch.dtype) -> None:
+    """Raise ValueError unless numbers are small enough to be squared and summed in a precision.
+
+    Args:
+        name: what they are, for the message.
+        value: of any shape.
+        dtype: float32 is meant for all that is narrower.
+    """
+    largest = float(value.detach().abs().max()) if value.numel() else 0.0
+    limit = 1e-4 * torch.finfo(torch.promote_types(dtype, torch.float32)).max ** 0.5
+    if largest > limit:
+        raise ValueError(
+            f"{name} must be below {limit:.0e} in size for predictions in {dtype}; got "
+            f"{largest:.3g}. Give them in other units, or leave out what is an error of "
+            "measurement."
+        )
 
 
 def check_fit(steps: int, learning_rate: float) -> None:
@@ -33,8 +55,9 @@ def standardize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return data [N, I] with mean 0 and standard deviation 1, and their own mean and std [I]."""
     mean = x.mean(0)
     std = x.std(0) if len(x) > 1 else torch.zeros_like(mean)
-    # A coordinate that does not vary has nothing to be scaled by.
-    std = torch.where(std > 1e-12, std, torch.ones_like(std))
+    # A coordinate that does not vary, but for rounding, has nothing to be scaled by.
+    least = (_ROUNDING * x.abs().amax(0)).clamp_min(1e-12)
+    std = torch.where(std > least, std, torch.ones_like(std))
     return (x - mean) / std, mean, std
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proppo_agents.data import check_data
+from proppo_agents.data import check_data, check_fits_in
 from proppo_agents.parts import Part
 
 
@@ -77,12 +77,15 @@ class Regressor(Part):
             outputs: [N, E].
 
         Raises:
-            ValueError: if the shapes do not fit together, or not all values are finite.
+            ValueError: if the shapes do not fit together, not all values are finite, or they are
+                too large for the module's precision.
         """
         check_data(inputs, outputs)
         with torch.inference_mode(False), torch.enable_grad():
             # A clone: what was made in inference mode cannot be differentiated.
             x, y = (v.detach().cpu().double().clone() for v in (inputs, outputs))
+            for name, value in (("inputs", x), ("outputs", y)):
+                check_fits_in(name, value, self._like.dtype)
             self._take({name: value.detach() for name, value in self._fit(x, y).items()})
 
     def predict(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,8 +119,11 @@ class Regressor(Part):
         self._take({name: value.detach().cpu() for name, value in state.items()})
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        like = fn(self._like)
+        for name, value in self._state.items():
+            check_fits_in(f"{name} of {type(self).__name__}", value, like.dtype)
         super()._apply(fn, recurse)
-        before, self._like = self._like, fn(self._like)
+        before, self._like = self._like, like
         moved = (self._like.dtype, self._like.device) != (before.dtype, before.device)
         if self.fitted and moved:
             self._prepare(self._state, self._like)
