@@ -15,7 +15,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.distributions import (
@@ -40,6 +39,7 @@ from lightning_proppo import (
     PropagationManager,
     expand,
 )
+from lightning_proppo.installed_lightning import pl
 from lightning_proppo.propagators import (
     BackPropagator,
     ChainProp,

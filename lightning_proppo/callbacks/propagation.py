@@ -6,7 +6,6 @@ from keyword import iskeyword
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback
 
 from lightning_proppo.callbacks.leaving import leave_at_exit, leave_on_failure
 from lightning_proppo.callbacks.noise import NoiseStream
@@ -16,6 +15,7 @@ from lightning_proppo.callbacks.strategies import (
     refuse_strategy,
 )
 from lightning_proppo.errors import PropagationError
+from lightning_proppo.installed_lightning import pl
 from lightning_proppo.manager import PropagationManager
 from lightning_proppo.propagators import Propagator
 
@@ -23,7 +23,7 @@ from lightning_proppo.propagators import Propagator
 _NOISE = "proppo_noise"
 
 
-class PropagationCallback(Callback):
+class PropagationCallback(pl.Callback):
     """Gives the module its manager, and looks after the manager's tape during training.
 
     - The module finds a :class:`PropagationManager` under ``attribute``. A module that brings its

@@ -22,16 +22,18 @@ from ..launching import launch_together
 SCRIPT = """
 import sys
 
-import pytorch_lightning as pl
 import torch
-from lightning_fabric import Fabric
-from pytorch_lightning.plugins import MixedPrecision
-from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from torch.distributions import Normal
 from torch.utils.data import DataLoader
 
 from lightning_proppo import PropagationCallback, PropagationManager
+from lightning_proppo.installed_lightning import pl
+
+try:
+    from lightning_fabric import Fabric
+except ModuleNotFoundError:
+    from lightning.fabric import Fabric
 
 
 class Policy(nn.Module):
@@ -126,7 +128,7 @@ def train(strategy, module, **options):
 
 
 def combinations(folder):
-    half = [MixedPrecision("16-mixed", "cpu")]
+    half = [pl.plugins.MixedPrecision("16-mixed", "cpu")]
     static = {"static_graph": True}
     unused = {"find_unused_parameters": True}
     ways = {
@@ -147,7 +149,7 @@ def combinations(folder):
     found = {}
     for name, (ddp, given, options) in ways.items():
         module = Module(**given)
-        rank = train(DDPStrategy(**ddp), module, **options).global_rank
+        rank = train(pl.strategies.DDPStrategy(**ddp), module, **options).global_rank
         found[name] = module.kept
     for precision in ("32-true", "64-true", "bf16-mixed"):
         fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp", precision=precision)
@@ -157,7 +159,7 @@ def combinations(folder):
         fabric.backward(wrapped(PropagationManager("TP"), rank))
         found["fabric " + precision] = [gradient(policy)]
     try:
-        train(DDPStrategy(static_graph=True), Module(), accumulate_grad_batches=2)
+        train(pl.strategies.DDPStrategy(static_graph=True), Module(), accumulate_grad_batches=2)
     except ValueError as error:
         found["refused"] = str(error)
     torch.save(found, f"{folder}/rank{rank}.pt")
@@ -255,7 +257,7 @@ def test_ranks_that_are_forked_from_a_notebook_train_alike(found: Any) -> None:
 
 @pytest.fixture(params=["pytorch_lightning", "lightning.pytorch"])
 def pl(request: pytest.FixtureRequest) -> Any:
-    return importlib.import_module(request.param)
+    return pytest.importorskip(request.param)
 
 
 @pytest.fixture
