@@ -14,8 +14,8 @@ except ModuleNotFoundError as missing:
     if missing.name != "pytorch_lightning":
         raise
     try:
-        import lightning.pytorch as pl
-        from lightning.pytorch.utilities import (  # type: ignore[assignment]
+        import lightning.pytorch as pl  # type: ignore[no-redef]
+        from lightning.pytorch.utilities import (
             rank_zero_info,
             rank_zero_only,
             rank_zero_warn,
