@@ -77,6 +77,7 @@ class Regressor(Part):
             outputs: [N, E].
 
         Raises:
+            TypeError: if the data are no tensors of real numbers.
             ValueError: if the shapes do not fit together, not all values are finite, or they are
                 too large for the module's precision.
         """
@@ -93,8 +94,11 @@ class Regressor(Part):
 
         Raises:
             RuntimeError: if it has not been fitted.
+            TypeError: if the inputs are of a wider precision than the module.
+            ValueError: if they have another shape.
         """
         self._check_fitted()
+        self._check_query(inputs)
         return self._predict(inputs)
 
     def predict_particles(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,8 +108,11 @@ class Regressor(Part):
 
         Raises:
             RuntimeError: if it has not been fitted.
+            TypeError: if the inputs are of a wider precision than the module.
+            ValueError: if they have another shape.
         """
         self._check_fitted()
+        self._check_query(inputs)
         return self._predict_particles(inputs)
 
     # -- torch.nn ----------------------------------------------------------------------------
@@ -134,6 +141,20 @@ class Regressor(Part):
         if state:
             with torch.no_grad():
                 self._prepare(state, self._like)
+
+    def _check_query(self, inputs: Tensor) -> None:
+        size = self._state["input_mean" if "input_mean" in self._state else "inputs"].shape[-1]
+        if inputs.dim() != 2 or inputs.shape[1] != size:
+            raise ValueError(
+                f"inputs must be [P, {size}], as in the fit of {type(self).__name__}; got "
+                f"{list(inputs.shape)}."
+            )
+        kind = self._like.dtype
+        if torch.promote_types(inputs.dtype, kind) != kind:
+            raise TypeError(
+                f"inputs must be {kind}, as the module {type(self).__name__} is; got "
+                f"{inputs.dtype}. Convert one of them: inputs.to({kind}), or module.double()."
+            )
 
     def _check_fitted(self) -> None:
         if not self._state:

@@ -11,7 +11,7 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from proppo_agents.data import check_fit, standardize
+from proppo_agents.data import check_count, check_fit, standardize
 from proppo_agents.factorization import cholesky, jitter_of_gpytorch
 from proppo_agents.gaussian_process import (
     GPPosterior,
@@ -62,8 +62,7 @@ class SparseGP(Regressor):
     def __init__(self, inducing: int = 150, steps: int = 200, learning_rate: float = 0.02) -> None:
         super().__init__()
         check_fit(steps, learning_rate)
-        if inducing < 1:
-            raise ValueError(f"inducing must be at least 1; got {inducing!r}.")
+        check_count("inducing", inducing)
         self.inducing, self.steps, self.learning_rate = inducing, steps, learning_rate
 
     def _fit(self, inputs: Tensor, outputs: Tensor) -> dict[str, Tensor]:
