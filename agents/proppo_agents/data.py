@@ -82,8 +82,10 @@ def check_rate(name: str, value: Any) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number; got {value!r}.")
-    if not 0 < float(value) < math.inf:
-        raise ValueError(f"{name} must be positive and finite; got {value!r}.")
+    if not float(value) > 0:
+        raise ValueError(f"{name} must be positive; got {value!r}.")
+    if math.isinf(value):
+        raise ValueError(f"{name} must be finite; got {value!r}.")
 
 
 def check_fit(steps: int, learning_rate: float) -> None:

@@ -69,7 +69,7 @@ def of_config(path: Path) -> Source:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(pl.LightningModule, "model", required=True)
     try:
-        module = parser.instantiate_classes(parser.parse_object({"model": described})).model
+        module = parser.instantiate(parser.parse_object({"model": described})).model
     except Exception as error:
         raise CommandError(f"the model of {path} cannot be made: {error}") from error
     return _of_module(module, None)
