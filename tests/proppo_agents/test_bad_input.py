@@ -317,7 +317,7 @@ def test_one_exception_says_what_came_and_the_next_call_works(case: Case) -> Non
 def test_an_episode_that_a_policy_spoils_is_kept_up_to_there() -> None:
     kept: list[Episode] = []
     actions = iter([0.1, 0.2, NAN])
-    with pytest.raises(ValueError, match="finite actions; got .*at step 2"):
+    with pytest.raises(ValueError, match=r"finite actions; got .*at step 2"):
         collect_episode(
             Cart(), lambda observation: torch.tensor([[next(actions)]]), broken_off=kept.append
         )
