@@ -1,6 +1,9 @@
 # Everything runs in an environment of its own, which the first target that needs it makes.
 PYTHON ?= python3
 VENV ?= .venv
+# Further environments, each for a test of its own.
+OLDEST ?= .venv-oldest
+LIGHTNING ?= .venv-lightning
 CONFIG ?= configs/pilco_cartpole.yaml
 PYTEST_ARGS ?=
 MUTANTS ?=
@@ -11,10 +14,10 @@ PACKAGES := lightning_proppo envs agents
 CODE := $(wildcard $(PACKAGES) benchmarks tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test mutants lint format clean
+.PHONY: help install demo test test-oldest test-lightning mutants lint format clean
 
 help: ## Say what can be made
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 install: $(STAMP) ## Make the environment, with the tested versions of everything
 
@@ -31,6 +34,27 @@ demo: $(STAMP) ## Train the default agent (CONFIG=configs/OTHER.yaml trains anot
 test: $(STAMP) ## Run the tests (PYTEST_ARGS='-k name' runs some)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-oldest: $(OLDEST)/.installed ## Run the tests with the oldest versions of everything
+	$(OLDEST)/bin/python -m pytest $(PYTEST_ARGS)
+
+# Where pip finds no CPU build of PyTorch, about 6 GB.
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints-oldest.txt --editable '.[test]'
+	@touch $@
+
+test-lightning: $(LIGHTNING)/.installed ## Run the tests with lightning in the place of pytorch-lightning
+	$(LIGHTNING)/bin/python -m pytest $(PYTEST_ARGS)
+
+# Requirements cannot say "one of the two".
+$(LIGHTNING)/.installed: pyproject.toml constraints.txt
+	test -x $(LIGHTNING)/bin/python || $(PYTHON) -m venv $(LIGHTNING)
+	$(LIGHTNING)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[test]'
+	$(LIGHTNING)/bin/python -m pip uninstall --quiet --yes pytorch-lightning
+	@touch $@
+
 mutants: $(STAMP) ## Show that the tests catch errors in the mathematics (MUTANTS='--only tp.py' tries some)
 	$(BIN)/python -m benchmarks.mutants $(MUTANTS)
 
@@ -44,6 +68,6 @@ format: $(STAMP) ## Rewrite the code in the house style
 	$(BIN)/ruff format $(CODE)
 
 clean: ## Remove the environment, caches and what was built; runs/ stays
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(LIGHTNING) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find . -name '*.egg-info' -type d -prune -exec rm -rf {} +

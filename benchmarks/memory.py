@@ -25,11 +25,11 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from tqdm import tqdm
 
 from lightning_proppo import PropagationCallback, PropagationManager
+from lightning_proppo.installed_lightning import pl
 from lightning_proppo.propagators import Propagator, estimator_names
 from proppo_agents import ChaoticRNNModule
 
@@ -187,7 +187,7 @@ def main() -> int:
         parser.error("steps, rollouts, particles and horizon must be at least 2")
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    logging.getLogger(pl.__name__).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*does not have many workers")
     sys.stdout.write(
         f"{'estimator':<9} {'what':<15} {'count':>6} {'s':>6} {'MiB warm':>9} {'MiB end':>8} "

@@ -57,7 +57,7 @@ def run(config: Path, estimator: str, seed: int, options: Sequence[str]) -> dict
             f"--seed_everything={seed}",
             f"--trainer.callbacks.propagator={estimator}",
             "--trainer.enable_progress_bar=false",
-            f"{logger}=pytorch_lightning.loggers.CSVLogger",
+            f"{logger}=CSVLogger",
             f"{logger}.save_dir={folder}",
             f"{logger}.name=run",
             f"{logger}.version=0",

@@ -15,7 +15,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.distributions import (
@@ -27,6 +26,8 @@ from torch.distributions import (
     LogNormal,
     MultivariateNormal,
     Normal,
+    TanhTransform,
+    TransformedDistribution,
     Uniform,
 )
 from torch.utils.data import DataLoader
@@ -38,6 +39,7 @@ from lightning_proppo import (
     PropagationManager,
     expand,
 )
+from lightning_proppo.installed_lightning import pl
 from lightning_proppo.propagators import (
     BackPropagator,
     ChainProp,
@@ -365,6 +367,47 @@ NOT_FINITE = [
         ("parameter scale", "GreaterThan", "0."),
         lambda m, x: m.sample(step(x, 0.0)),
         by_torch=True,
+    ),
+    *[
+        Case(
+            f"a zero scale with {name}, unchecked",
+            ValueError,
+            (
+                "dist: the scale of Normal must be positive",
+                name,
+                "12 values of 0 or less, 0.0",
+                "clamp_min",
+            ),
+            lambda m, x: m.sample(Independent(unchecked(x, torch.zeros(P, 2)), 1)),
+            name,
+        )
+        for name in ("LR", "TP", "BIW")
+    ],
+    Case(
+        "a negative scale of noise, unchecked",
+        ValueError,
+        ("dist_params: the scale of Normal", "-1.0 among them"),
+        lambda m, x: m.forward(
+            x,
+            dist_class=Normal,
+            dist_params={"loc": x * 0, "scale": one_bad(x * 0 + 1, -1.0), "validate_args": False},
+        ),
+        "LR",
+    ),
+    Case(
+        "a zero scale below a tanh, unchecked",
+        ValueError,
+        ("the scale of Normal must be positive for TP",),
+        lambda m, x: m.sample(
+            TransformedDistribution(unchecked(x, 0 * x), [TanhTransform()], validate_args=False)
+        ),
+    ),
+    Case(
+        "a rate of zero, unchecked",
+        ValueError,
+        ("the rate of Gamma must be positive for LR",),
+        lambda m, x: m.sample(Gamma(x.exp(), 0.0, validate_args=False)),
+        "LR",
     ),
     Case(
         "a scale that has underflowed",

@@ -23,6 +23,8 @@ MAY_IMPORT = {
     "proppo_agents": {"lightning_proppo", "proppo_envs", "proppo_agents"},
 }
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
+# Where it is chosen under which of these names Lightning is imported.
+CHOOSING = ("lightning_proppo.installed_lightning", "lightning_proppo.cli.installed")
 OUTERMOST = ("lightning_proppo.callbacks", "lightning_proppo.cli", "lightning_proppo.__main__")
 MATHEMATICS = tuple(
     f"lightning_proppo.{name}"
@@ -206,10 +208,23 @@ def test_only_callbacks_and_command_line_know_lightning(ours: list[Module]) -> N
     wrong = [
         told(module, found)
         for module in ours
-        if lies_in(module.name, "lightning_proppo") and not lies_in(module.name, *OUTERMOST)
+        if lies_in(module.name, "lightning_proppo")
+        and not lies_in(module.name, *OUTERMOST, *CHOOSING)
+        for found in imports(module.tree, module.package)
+        if lies_in(found.name, *LIGHTNING, *CHOOSING)
+    ]
+    assert not wrong
+
+
+def test_one_place_decides_what_lightning_is_called(ours: list[Module]) -> None:
+    wrong = [
+        told(module, found)
+        for module in ours
+        if module.name not in CHOOSING
         for found in imports(module.tree, module.package)
         if lies_in(found.name, *LIGHTNING)
     ]
+    assert {module.name for module in ours} >= set(CHOOSING)
     assert not wrong
 
 
@@ -219,7 +234,7 @@ def test_parts_of_agents_know_no_lightning(ours: list[Module]) -> None:
         for module in ours
         if lies_in(module.name, *AGENTS_PARTS)
         for found in imports(module.tree, module.package)
-        if lies_in(found.name, *LIGHTNING, "proppo_agents.pilco")
+        if lies_in(found.name, *LIGHTNING, *CHOOSING, "proppo_agents.pilco")
     ]
     assert {module.name for module in ours} >= set(AGENTS_PARTS)
     assert not wrong

@@ -24,7 +24,7 @@ SMALL = (
     "--model.policy.basis_functions=10",
     "--trainer.max_epochs=2",
     "--trainer.enable_progress_bar=false",
-    "--trainer.logger=pytorch_lightning.loggers.CSVLogger",
+    "--trainer.logger=CSVLogger",
     "--trainer.logger.save_dir=runs",
 )
 

@@ -188,6 +188,24 @@ def test_everything_that_is_installed_for_development_is_pinned() -> None:
     assert needed - {"lightning-proppo"} <= names
 
 
+def test_the_oldest_versions_are_the_lower_bounds() -> None:
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    pins = dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    needed = sum(
+        (extras[name] for name in ("lightning", "render", "test")), project["dependencies"]
+    )
+    bounds = {
+        required_name(text): found.group(1)
+        for text in needed
+        if (found := re.search(r">=([0-9.]+)", text))
+    }
+    assert set(pins) == {*bounds, "linear_operator"}  # which GPyTorch takes any version of
+    # 2.6 is 2.6.0.
+    assert [name for name in bounds if not (pins[name] + ".").startswith(bounds[name] + ".")] == []
+
+
 def required_name(requirement: str) -> str:
     """The distribution's name at the start of a requirement."""
     found = re.match(r"[A-Za-z0-9._-]+", requirement)

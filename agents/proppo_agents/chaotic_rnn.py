@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_proppo import PropagationManager
+from lightning_proppo.installed_lightning import pl
 from proppo_agents.ranks import empty_batches
 from proppo_envs import ChaoticRNN
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import gymnasium
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
 
+from lightning_proppo.installed_lightning import rank_zero_warn
 from proppo_agents.episode_files import (
     EpisodeFileError,
     EpisodeFolder,

@@ -13,7 +13,8 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from proppo_agents.data import check_data, standardize
+from proppo_agents.data import check_data, check_fits_in, standardize
+from proppo_agents.factorization import cholesky, jitter_of_gpytorch
 from proppo_agents.gp_prediction import Factors, predict
 
 # With more, the kernel matrix of a well sampled function is singular in float64.
@@ -22,6 +23,8 @@ _SMALLEST_NOISE = 1e-5
 # "Efficient Reinforcement Learning using Gaussian Processes", 2010; its published code).
 _SIGNAL_TO_NOISE = 500.0
 _SIGNAL_TO_NOISE_POWER = 30
+# Of a kernel's logarithm, beyond which distances are not computed of squares.
+_LARGEST_ROUNDING = 0.01
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class GPPosterior:
     in the data's own units.
 
     Attributes:
-        input_mean: [I]; with ``input_std`` [I], the inputs' standardization.
+        input_mean: [I]; with ``input_std`` [I], the inputs' standardization. (The median, where
+            the mean is far from most of them.)
         input_std: [I].
         output_mean: [E]; with ``output_std`` [E], the outputs' standardization.
         output_std: [E].
@@ -84,20 +88,30 @@ class GPPosterior:
 
     def _factors(self) -> Factors:
         weights = self.weights.unsqueeze(1)
+        squares = self.scaled_inputs.square().sum(-1)
         return Factors(
             shift=self.input_mean.unsqueeze(1),
             scale=1 / (self.input_std * self.lengthscales).unsqueeze(2),
             data=self.scaled_inputs,
-            log_prior=(
-                self.signal_variance.log().unsqueeze(1) - 0.5 * self.scaled_inputs.square().sum(-1)
-            ).unsqueeze(2),
+            log_prior=(self.signal_variance.log().unsqueeze(1) - 0.5 * squares).unsqueeze(2),
             readout=torch.cat([weights, weights * self.scaled_inputs.mT], 1),
             inverse_factor=self.inverse_factor,
             signal=self.signal_variance.unsqueeze(1),
             noise=self.noise_variance.unsqueeze(1),
             output_mean=self.output_mean.unsqueeze(1),
             output_std=self.output_std.unsqueeze(1),
+            scattered=scattered(self.scaled_inputs, squares.dtype),
         )
+
+
+def scattered(scaled: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether points [E, N, I] over lengthscales are too far off for a precision.
+
+    That is where rounding their squares changes kernels: where a datum is a huge outlier. The
+    others then lie far from the mean, and near the median.
+    """
+    largest = float(scaled.detach().square().sum(-1).max())
+    return largest * torch.finfo(dtype).eps > _LARGEST_ROUNDING
 
 
 class _BatchGP(gpytorch.models.ExactGP):
@@ -152,9 +166,12 @@ def fit_gaussian_process(
         The posterior, in the inputs' dtype.
 
     Raises:
-        ValueError: if the shapes do not fit together, or not all values are finite.
+        ValueError: if the shapes do not fit together, not all values are finite, or they are so
+            large that their squares are not.
     """
     check_data(inputs, outputs)
+    for name, value in (("inputs", inputs), ("outputs", outputs)):
+        check_fits_in(name, value, inputs.dtype)
     x, y = inputs.detach().double(), outputs.detach().double()
     return condition(x, y, fit_hyperparameters(x, y, steps, learning_rate)).to(inputs)
 
@@ -165,9 +182,13 @@ def condition(inputs: Tensor, outputs: Tensor, found: Hyperparameters) -> GPPost
     y, output_mean, output_std = standardize(outputs)
     found = Hyperparameters(**{name: value.to(x) for name, value in vars(found).items()})
     scaled = x / found.lengthscales.unsqueeze(1)
+    if scattered(scaled, torch.float32):
+        middle = x.median(0).values
+        input_mean = input_mean + middle * input_std
+        scaled = (x - middle) / found.lengthscales.unsqueeze(1)
     kernel = covariance(scaled, scaled, found.signal_variance)
     kernel = kernel + torch.diag_embed(found.noise_variance.unsqueeze(1).expand(-1, len(x)))
-    factor = torch.linalg.cholesky(kernel)
+    factor = cholesky(kernel, f"the kernel matrix of {len(x)} data")
     eye = torch.eye(len(x), dtype=x.dtype, device=x.device).expand_as(factor)
     return GPPosterior(
         input_mean=input_mean,
@@ -209,7 +230,8 @@ def fit_hyperparameters(
     marginal = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     exactly = gpytorch.settings.fast_computations(False, False, False)
-    with torch.enable_grad(), exactly, gpytorch.settings.max_cholesky_size(10**6):
+    large = gpytorch.settings.max_cholesky_size(10**6)
+    with torch.enable_grad(), exactly, large, jitter_of_gpytorch():
         for _ in range(steps):
             optimizer.zero_grad()
             ratio = (model.covar_module.outputscale / likelihood.noise.squeeze(-1)).sqrt()

@@ -41,6 +41,8 @@ class Factors:
         noise: :math:`\sigma_n^2`, [E, 1].
         output_mean: [E, 1].
         output_std: [E, 1].
+        scattered: whether some data lie so many lengthscales from their middle that rounding
+            :math:`|X_n|^2` would change kernels: as where one of them is a huge outlier.
     """
 
     shift: Tensor
@@ -53,10 +55,12 @@ class Factors:
     noise: Tensor
     output_mean: Tensor
     output_std: Tensor
+    scattered: bool
 
     def need_gradient(self) -> bool:
         """Return whether the posterior itself is to be differentiated."""
-        return any(getattr(self, field.name).requires_grad for field in fields(self))
+        given = (getattr(self, field.name) for field in fields(self))
+        return any(isinstance(value, Tensor) and value.requires_grad for value in given)
 
 
 def predict(factors: Factors, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,6 +95,11 @@ def _scaled(factors: Factors, inputs: Tensor) -> Tensor:
 
 def _log_kernel(factors: Factors, query: Tensor) -> Tensor:
     """Return the logarithm [E, N, P] of the kernel between the data and a query [E, I, P]."""
+    if factors.scattered:
+        squares = torch.zeros((), dtype=query.dtype, device=query.device)
+        for a, b in zip(factors.data.unbind(2), query.unbind(1), strict=True):
+            squares = squares + (a.unsqueeze(2) - b.unsqueeze(1)).square()
+        return factors.signal.log().unsqueeze(2) - 0.5 * squares
     # |a - b|^2 as |a|^2 + |b|^2 - 2ab: one product of matrices, no [E, N, P, I].
     log = torch.baddbmm(factors.log_prior, factors.data, query)
     return log.sub_(0.5 * query.square().sum(1, keepdim=True))

@@ -10,17 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_proppo import PropagationManager
 from lightning_proppo.callbacks.noise import NoiseStream
 from lightning_proppo.generators import isolated
+from lightning_proppo.installed_lightning import pl, rank_zero_info
 from proppo_agents.callbacks.base import tell_callbacks
 from proppo_agents.costs import Cost, EnvironmentCost, LearnedReward
+from proppo_agents.data import check_count, check_rate
 from proppo_agents.dynamics import DynamicsModel, GPDynamics
 from proppo_agents.episode_files import EpisodeFolder
 from proppo_agents.episodes import Episode, collect_episode
@@ -158,15 +158,14 @@ class PILCO(pl.LightningModule):
             ("random_episodes", random_episodes, 1),
             ("candidates", candidates, 1),
             ("patience", 1 if patience is None else patience, 1),
+            ("horizon", 1 if horizon is None else horizon, 1),
         ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}; got {value!r}.")
+            check_count(name, value, least)
         for name, rate in (
             ("learning_rate", learning_rate),
             ("final_learning_rate", final_learning_rate),
         ):
-            if not rate > 0:
-                raise ValueError(f"{name} must be positive; got {rate!r}.")
+            check_rate(name, rate)
         world = self.world = _make_world(
             environment, environment_options, horizon, episode_steps, angles
         )

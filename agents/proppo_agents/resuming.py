@@ -11,9 +11,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_proppo.installed_lightning import rank_zero_warn
 from proppo_agents.episode_files import StoredEpisode, read_episodes, without_doubles
 from proppo_agents.episodes import Episode
 

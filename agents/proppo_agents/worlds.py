@@ -12,6 +12,7 @@ import torch
 from gymnasium.wrappers import FlattenObservation, RescaleAction, TimeLimit
 from torch import Tensor
 
+from proppo_agents.data import check_count
 from proppo_agents.encodings import check_angles
 from proppo_agents.parts import Spaces
 from proppo_envs import Task, find_task, task_ids
@@ -90,8 +91,8 @@ def make_world(
     if len(env.observation_space.shape or ()) != 1:
         env = FlattenObservation(env)
     own = None if env.spec is None else env.spec.max_episode_steps
-    if episode_steps is not None and episode_steps < 1:
-        raise ValueError(f"episode_steps must be at least 1; got {episode_steps}.")
+    if episode_steps is not None:
+        check_count("episode_steps", episode_steps)
     if own is None and episode_steps is None:
         raise UnendingError(
             f"episode_steps: {environment} does not say after how many steps an episode ends "

@@ -20,8 +20,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # to be copied must not be among it.
 import hypothesis  # noqa: F401
 import pytest
-import pytorch_lightning  # noqa: F401
 import torch
+
+# The package would choose between the two, but is not to be imported here.
+try:
+    import pytorch_lightning  # noqa: F401
+except ModuleNotFoundError:
+    import lightning.pytorch  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("lightning_proppo", "envs", "agents", "tests", "configs", "pyproject.toml")

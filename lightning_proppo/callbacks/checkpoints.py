@@ -6,24 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric.utilities.cloud_io import get_filesystem
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from lightning_proppo.files import remove_unfinished, write_whole
+from lightning_proppo.installed_lightning import pl
 
 
 class CheckpointError(ValueError):
     """A checkpoint is damaged, or holds more than tensors and plain values."""
 
 
-class WholeCheckpointIO(TorchCheckpointIO):
+class WholeCheckpointIO(pl.plugins.TorchCheckpointIO):
     """Writes a checkpoint as a whole or not at all, and unpickles tensors and plain values only.
 
     Lightning writes into the system's folder for temporary files and moves the file. From another
     file system a move is a copy, and what is killed meanwhile leaves half a checkpoint, in place
     of the one that was there. Nor is it said to be on the disk.
 
-    Files elsewhere (``s3://...``) are written as Lightning writes them.
+    Files elsewhere (``s3://...``) are written and read as Lightning does it.
     """
 
     def save_checkpoint(
@@ -58,13 +57,15 @@ class WholeCheckpointIO(TorchCheckpointIO):
             FileNotFoundError: if there is none.
             CheckpointError: if it cannot be read so.
         """
+        safely = weights_only is not False
+        if _elsewhere(path):
+            elsewhere: dict[str, Any] = super().load_checkpoint(path, map_location, safely)
+            return elsewhere
         where = "cpu" if map_location is None else map_location
-        files = get_filesystem(path)
-        if not files.exists(str(path)):
+        if not Path(path).exists():
             raise FileNotFoundError(f"there is no checkpoint {path}.")
         try:
-            with files.open(str(path), "rb") as file:
-                return torch.load(file, where, weights_only=weights_only is not False)
+            return torch.load(path, where, weights_only=safely)
         # A damaged file can make torch and zipfile raise almost anything.
         except Exception as error:
             # Torch's own words would advise to read it unsafely.

@@ -6,7 +6,6 @@ from keyword import iskeyword
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback
 
 from lightning_proppo.callbacks.checkpoints import write_whole_checkpoints
 from lightning_proppo.callbacks.leaving import leave_at_exit, leave_on_failure
@@ -19,6 +18,7 @@ from lightning_proppo.callbacks.strategies import (
 )
 from lightning_proppo.errors import PropagationError
 from lightning_proppo.generators import exchange
+from lightning_proppo.installed_lightning import pl
 from lightning_proppo.manager import PropagationManager
 from lightning_proppo.propagators import Propagator
 
@@ -28,7 +28,7 @@ _OUTSIDE = "proppo_outside"
 _LOGS = "proppo_logs"
 
 
-class PropagationCallback(Callback):
+class PropagationCallback(pl.Callback):
     """Gives the module its manager, and looks after the manager's tape during training.
 
     - The module finds a :class:`PropagationManager` under ``attribute``. A module that brings its

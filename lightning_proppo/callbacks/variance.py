@@ -8,8 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_proppo.accuracy import (
@@ -23,6 +21,7 @@ from lightning_proppo.callbacks.alarms import Alarm
 from lightning_proppo.callbacks.tensorboard import TensorBoardPages, tensorboard_writers
 from lightning_proppo.comparison import STREAMS, Comparison, Findings
 from lightning_proppo.errors import check_choice
+from lightning_proppo.installed_lightning import pl, rank_zero_warn
 from lightning_proppo.manager import PropagationManager
 from lightning_proppo.propagators.comparing import comparable, comparing_propagators
 
@@ -30,7 +29,7 @@ from lightning_proppo.propagators.comparing import comparable, comparing_propaga
 _SUCCESSIVE = 3
 
 
-class VarianceMonitor(Callback):
+class VarianceMonitor(pl.Callback):
     r"""Logs the variance of the gradient, and what other estimators' would be.
 
     At every ``every_n_steps``-th optimizer step, for the estimator in use and for those that could

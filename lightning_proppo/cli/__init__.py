@@ -24,10 +24,10 @@ from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 
 from jsonargparse import DefaultHelpFormatter
-from pytorch_lightning.cli import LightningCLI
 
 from lightning_proppo.cli import commands, evaluate, resume
 from lightning_proppo.cli.evaluate import Evaluation, load_module
+from lightning_proppo.cli.installed import LightningCLI
 from lightning_proppo.cli.program import PROGRAM, USER_ERROR, CommandError
 from lightning_proppo.cli.training import ProppoCLI, SaveRunConfig
 from lightning_proppo.errors import did_you_mean

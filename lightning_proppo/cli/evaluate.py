@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
 from tqdm import tqdm
 
 from lightning_proppo.cli.program import PROGRAM, CommandError, first_line
+from lightning_proppo.installed_lightning import pl
 
 SUMMARY = "Play real episodes with the policy of a checkpoint and give their returns."
 
@@ -95,7 +95,7 @@ def evaluate(options: argparse.Namespace) -> None:
     sys.stdout.flush()
 
 
-def load_module(path: Path) -> LightningModule:
+def load_module(path: Path) -> pl.LightningModule:
     """Return the module that a checkpoint holds, on the CPU, in evaluation mode.
 
     Nothing but tensors and plain values is unpickled.
@@ -136,7 +136,7 @@ def load_module(path: Path) -> LightningModule:
     return module.eval()
 
 
-def _find_class(path: Path, checkpoint: dict[str, Any]) -> type[LightningModule]:
+def _find_class(path: Path, checkpoint: dict[str, Any]) -> type[pl.LightningModule]:
     hyper_parameters = checkpoint.get("hyper_parameters") or {}
     name = checkpoint.get("module_class") or hyper_parameters.get("_class_path")
     if not isinstance(name, str):
@@ -147,12 +147,12 @@ def _find_class(path: Path, checkpoint: dict[str, Any]) -> type[LightningModule]
         raise CommandError(
             f"{path} holds a {name}, which cannot be imported: {first_line(error)}"
         ) from error
-    if not (isinstance(found, type) and issubclass(found, LightningModule)):
+    if not (isinstance(found, type) and issubclass(found, pl.LightningModule)):
         raise CommandError(f"{path} holds a {name}, which is not a LightningModule.")
     return found
 
 
-def _play(module: LightningModule, episodes: int, seed: int) -> Evaluation:
+def _play(module: pl.LightningModule, episodes: int, seed: int) -> Evaluation:
     evaluate_policy: Any = module.evaluate_policy
     arguments: dict[str, Any] = {"episodes": episodes, "seed": seed}
     # disable=None: no bar where stderr is not a terminal.

@@ -11,12 +11,14 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, NoReturn
 
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.utilities import rank_zero_only
-
 from lightning_proppo.cli.hints import hint
+from lightning_proppo.cli.installed import (
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
 from lightning_proppo.cli.program import PROGRAM, USER_ERROR
+from lightning_proppo.installed_lightning import pl, rank_zero_only
 
 PICTURES = {".png", ".svg", ".pdf"}
 PICTURES_LISTED = 5
@@ -25,7 +27,7 @@ PICTURES_LISTED = 5
 class SaveRunConfig(SaveConfigCallback):
     """Saves the configuration in the run's folder, if the run has one of its own."""
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Save it."""
         # Without a logger it would go into the working directory, where the next run finds it and
         # refuses to start.
@@ -80,7 +82,7 @@ class ProppoCLI(LightningCLI):
 
 
 @rank_zero_only
-def _report_run(trainer: Trainer, log_dir: Any, started: float, evaluable: bool) -> None:
+def _report_run(trainer: pl.Trainer, log_dir: Any, started: float, evaluable: bool) -> None:
     rows: list[tuple[str, str]] = []
     pictures: list[Path] = []
     checkpoints = _checkpoints(trainer)
@@ -114,7 +116,7 @@ class _Checkpoint:
     told: str = ""
 
 
-def _checkpoints(trainer: Trainer) -> list[_Checkpoint]:
+def _checkpoints(trainer: pl.Trainer) -> list[_Checkpoint]:
     """Return the checkpoint files of a run, the last one at the end."""
     files: list[_Checkpoint] = []
     for callback in trainer.checkpoint_callbacks:

@@ -37,7 +37,7 @@ _RESHAPED = """
 _ALONG = {
     "dim": """
         SumBackward1 MeanBackward1 ProdBackward1 LogsumexpBackward0 SoftmaxBackward0
-        LogSoftmaxBackward0 SelectBackward0 SliceBackward0 CatBackward0 SplitBackward0
+        LogSoftmaxBackward0 SelectBackward0 CatBackward0 SplitBackward0
         UnsafeSplitBackward0 SplitWithSizesBackward0 UnsafeSplitWithSizesBackward0 UnbindBackward0
         VarBackward0 StdBackward0 VarMeanBackward0 StdMeanBackward0 NormBackward1
         LinalgVectorNormBackward0 AmaxBackward0 AminBackward0 MaxBackward0 MinBackward0
@@ -197,6 +197,7 @@ _add_rules(["PowBackward1", "PowBackward2"], rows.elementwise)
 _add_rules(_RESHAPED.split(), rows.reshaped)
 for _setting, _names in _ALONG.items():
     _add_rules(_names.split(), rows.along, _setting)
+_add_rules(["SliceBackward0"], rows.sliced, "dim")
 _add_rules(["TBackward0"], rows.transposed)
 _add_rules(["TransposeBackward0", "TransposeBackward1"], rows.transposed, "dim0", "dim1")
 _add_rules(["PermuteBackward0"], rows.permuted, "dims")

@@ -65,6 +65,11 @@ def along(step: Step) -> Layout | Verdict:
     return Layout(axis, inner) if same_size else UNKNOWN
 
 
+def sliced(step: Step) -> Layout | Verdict:
+    """As :func:`along`, but for a slice of all: ``x[:, 0]`` begins with one in older PyTorch."""
+    return step.layout if step.result == step.operand else along(step)
+
+
 def stacked(step: Step) -> Layout | Verdict:
     """The result has an axis more; setting: dim."""
     new = step.settings[0] % len(step.result)

@@ -13,7 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import (
+    Distribution,
+    Independent,
+    Normal,
+    TransformedDistribution,
+    constraints,
+)
 from torch.distributions.transforms import Transform
 
 from lightning_proppo.densities import (
@@ -48,7 +54,8 @@ def make_distribution(
     Raises:
         TypeError: if neither form is complete, both are mixed, or no distribution comes of it; if
             a normal distribution's parameters are not floating point.
-        ValueError: if they are on two devices.
+        ValueError: if they are on two devices; for any estimator but RP, if PyTorch has not
+            validated them, and one that must be positive is not.
     """
     if dist is not None:
         if dist_class is not None or dist_params is not None:
@@ -57,7 +64,7 @@ def make_distribution(
             raise TypeError(
                 f"dist must be a torch.distributions.Distribution; got {type(dist).__name__}."
             )
-        _check_parameters(dist, "dist")
+        _check_parameters(dist, "dist", estimator)
         return dist
     if dist_class is None or dist_params is None:
         missing = "dist_class" if dist_class is None else "dist_params"
@@ -87,14 +94,16 @@ def make_distribution(
             "dist_class must make a torch.distributions.Distribution; got a "
             f"{type(made).__name__} from it."
         )
-    _check_parameters(made, "dist_params")
+    _check_parameters(made, "dist_params", estimator)
     return made
 
 
-def _check_parameters(dist: Distribution, name: str) -> None:
-    """Raise for a normal distribution that PyTorch makes but cannot draw from."""
-    while type(dist) is Independent:
+def _check_parameters(dist: Distribution, name: str, estimator: str) -> None:
+    """Raise for what PyTorch makes but cannot draw from, or tell no density of."""
+    while isinstance(dist, (Independent, TransformedDistribution)):
         dist = dist.base_dist
+    if estimator != "RP" and not dist._validate_args:
+        _check_positive(dist, name, estimator)
     if type(dist) is not Normal:
         return
     loc, scale = dist.loc, dist.scale
@@ -108,6 +117,34 @@ def _check_parameters(dist: Distribution, name: str) -> None:
             f"{name}: a Normal's loc and scale must be on one device; got {loc.device} and "
             f"{scale.device}. Move one of them: scale.to(loc.device)."
         )
+
+
+def _check_positive(dist: Distribution, name: str, estimator: str) -> None:
+    """Raise for a scale, rate or the like of 0: the score would be NaN, without another sign.
+
+    PyTorch refuses it, but not with ``validate_args=False``, nor in any distribution of a process
+    that has compiled something.
+    """
+    if torch.compiler.is_compiling():
+        return
+    try:
+        known = dist.arg_constraints
+    except NotImplementedError:  # a class of the user's that says nothing of its parameters
+        return
+    for parameter, constraint in known.items():
+        value = vars(dist).get(parameter)
+        if constraint is not constraints.positive or not isinstance(value, Tensor):
+            continue
+        if value.is_meta:  # which has no values
+            continue
+        wrong = value.detach() <= 0
+        if bool(wrong.any()):
+            raise ValueError(
+                f"{name}: the {parameter} of {type(dist).__name__} must be positive for "
+                f"{estimator}, which divides by it; got {int(wrong.sum())} values of 0 or less, "
+                f"{float(value.detach()[wrong][0])} among them. Give it a lower bound, e.g. "
+                f"{parameter}.clamp_min(1e-6)."
+            )
 
 
 def require_rsample(dist: Distribution, estimator: str) -> None:

@@ -23,7 +23,7 @@ from lightning_proppo.cli import CommandError, Evaluation, commands, load_module
 MODULE = '''
 from pathlib import Path
 
-import pytorch_lightning as pl
+from lightning_proppo.installed_lightning import pl
 import torch
 from torch import nn
 from torch.distributions import Normal
@@ -146,7 +146,7 @@ def write_config(path: Path, **changes: Any) -> Path:
                 }
             ],
             "logger": {
-                "class_path": "pytorch_lightning.loggers.TensorBoardLogger",
+                "class_path": "TensorBoardLogger",
                 "init_args": {"save_dir": "runs", "name": "toy"},
             },
         },
@@ -344,7 +344,7 @@ def test_the_best_checkpoint_is_told_with_its_score(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = {
-        "class_path": "pytorch_lightning.callbacks.ModelCheckpoint",
+        "class_path": "ModelCheckpoint",
         "init_args": {"monitor": "cost", "save_last": True, "dirpath": "kept"},
     }
     propagation = {"class_path": "lightning_proppo.PropagationCallback"}

@@ -159,8 +159,12 @@ class Loss(nn.Module):
 
 
 def main(folder):
-    import pytorch_lightning as pl
-    from lightning_fabric import Fabric
+    from lightning_proppo.installed_lightning import pl
+
+    try:
+        from lightning_fabric import Fabric
+    except ModuleNotFoundError:
+        from lightning.fabric import Fabric
 
     torch.set_num_threads(1)
     result = {}

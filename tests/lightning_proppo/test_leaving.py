@@ -26,14 +26,13 @@ SOON = 100  # seconds on a busy machine; a process group waits for 30 minutes
 SCRIPT = """
 import sys
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import OnExceptionCheckpoint
 from torch import nn
 from torch.distributions import Normal
 from torch.utils.data import DataLoader
 
 from lightning_proppo import PropagationCallback
+from lightning_proppo.installed_lightning import pl
 
 
 class Module(pl.LightningModule):
@@ -68,7 +67,9 @@ if __name__ == "__main__":
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[OnExceptionCheckpoint(f"saved{failing}"), PropagationCallback("TP")],
+        callbacks=[
+            pl.callbacks.OnExceptionCheckpoint(f"saved{failing}"), PropagationCallback("TP")
+        ],
     ).fit(Module(int(failing)))
 """
 WAYS = {

@@ -145,12 +145,12 @@ def test_the_variance_falls_as_one_over_the_number_of_ranks(tmp_path: Path) -> N
 _RESUME = """
 import sys
 
-import pytorch_lightning as pl
 import torch
 from torch.distributions import Normal
 from torch.utils.data import DataLoader
 
 from lightning_proppo import PropagationCallback
+from lightning_proppo.installed_lightning import pl
 
 torch.set_num_threads(1)
 

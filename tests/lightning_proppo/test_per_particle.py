@@ -246,6 +246,11 @@ def many_axes() -> Graph:
     ], [w]
 
 
+def a_slice_of_all() -> Graph:
+    w = leaf(3, 4)
+    return [(rand(P, 3) @ w).exp().narrow(0, 0, P)[:, 1:3]], [w]
+
+
 def parameter_of_some_outputs() -> Graph:
     w, v, unused = leaf(3), leaf(3), leaf(2)
     return [rand(P, 3) * w, rand(P, 3) * v], [w, v, unused]
@@ -257,6 +262,7 @@ WITH_RULE: list[Callable[[], Graph]] = [
     scalar_times_constant,
     scalar_times_leaf,
     one_element_and_flat_batch,
+    a_slice_of_all,
     lambda: rbf((5, 3)),
     lambda: rbf((1, 5, 3)),
     same_layer_twice,

@@ -6,7 +6,6 @@ And evaluations in the middle of training, which must not change what is trained
 from __future__ import annotations
 
 import copy
-import importlib
 import io
 import pickle
 import threading
@@ -235,7 +234,8 @@ def test_a_loss_may_be_differentiated_without_grad_mode(name: str) -> None:
 @pytest.fixture(params=["pytorch_lightning", "lightning.pytorch"])
 def lightning(request: pytest.FixtureRequest) -> ModuleType:
     """The package that Trainer and LightningModule come from."""
-    return importlib.import_module(request.param)
+    package: ModuleType = pytest.importorskip(request.param)
+    return package
 
 
 class Starts(Dataset[Tensor]):

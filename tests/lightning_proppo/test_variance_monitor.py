@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import importlib
 import math
 import pickle
 import warnings
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 from torch.utils.data import DataLoader
 
-from lightning_proppo import PropagationCallback, VarianceMonitor
+from lightning_proppo import PropagationCallback, VarianceMonitor, installed_lightning
 from lightning_proppo.callbacks import variance as module_of_monitor
 from lightning_proppo.callbacks.alarms import Alarm
 from lightning_proppo.callbacks.pictures import Column, draw_columns
@@ -36,12 +35,13 @@ Z = 4.0  # two-sided; one in 15,000 by chance
 @pytest.fixture(params=["pytorch_lightning", "lightning.pytorch"])
 def pl(request: pytest.FixtureRequest) -> ModuleType:
     """The package that Trainer and LightningModule come from."""
-    return importlib.import_module(request.param)
+    package: ModuleType = pytest.importorskip(request.param)
+    return package
 
 
 @pytest.fixture
 def one_pl() -> ModuleType:
-    return importlib.import_module("pytorch_lightning")
+    return installed_lightning.pl
 
 
 @pytest.fixture(autouse=True)

@@ -18,13 +18,13 @@ Z = 4.0  # two-sided; one in 15,000 by chance
 SCRIPT = """
 import sys
 
-import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.distributions import Normal
 from torch.utils.data import DataLoader
 
 from lightning_proppo import PropagationCallback, VarianceMonitor
+from lightning_proppo.installed_lightning import pl
 
 torch.set_num_threads(1)
 

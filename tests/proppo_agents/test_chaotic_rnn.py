@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import pytorch_lightning as pl
 import torch
 
 from lightning_proppo import PropagationCallback
+from lightning_proppo.installed_lightning import pl
 from proppo_agents import ChaoticRNNModule
 
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import gymnasium
 import pytest
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import CSVLogger
 
 from lightning_proppo import PropagationCallback
+from lightning_proppo.installed_lightning import pl
 from proppo_agents import PILCO
 from proppo_agents.episode_files import EpisodeFileError, EpisodeFolder, digest_of, read_episodes
 from proppo_agents.episodes import collect_episode
@@ -37,7 +36,7 @@ def fit(module: PILCO, folder: Path, epochs: int = 1, **options: Any) -> None:
         accelerator="cpu",
         devices=1,
         max_epochs=epochs,
-        logger=CSVLogger(folder, name="", version=""),
+        logger=pl.loggers.CSVLogger(folder, name="", version=""),
         callbacks=[PropagationCallback("TP")],
         enable_progress_bar=False,
         enable_model_summary=False,

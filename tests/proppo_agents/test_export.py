@@ -18,7 +18,9 @@ actions = []
 for path in sys.argv[2:]:
     controller = torch.export.load(path).module()
     actions.append([controller(x[:1]).tolist(), controller(x).tolist()])
-foreign = ("gpytorch", "pytorch_lightning", "lightning_proppo", "proppo_agents", "gymnasium")
+foreign = (
+    "gpytorch", "pytorch_lightning", "lightning", "lightning_proppo", "proppo_agents", "gymnasium"
+)
 print(json.dumps([actions, sorted(set(foreign) & set(sys.modules))]))
 """
 

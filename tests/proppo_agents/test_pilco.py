@@ -9,12 +9,11 @@ from typing import Any
 
 import gymnasium
 import pytest
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import CSVLogger
 
 from lightning_proppo import PropagationCallback, PropagationManager
 from lightning_proppo.cli import load_module
+from lightning_proppo.installed_lightning import pl
 from proppo_agents import PILCO, GPDynamics, RBFPolicy
 from proppo_agents.episodes import Episode, collect_episode
 from proppo_agents.trials import Trial
@@ -33,7 +32,7 @@ def fit(module: PILCO, folder: Path, epochs: int = 2, **options: Any) -> pl.Trai
         accelerator="cpu",
         devices=1,
         max_epochs=epochs,
-        logger=CSVLogger(folder, name="", version=""),
+        logger=pl.loggers.CSVLogger(folder, name="", version=""),
         callbacks=[PropagationCallback("TP")],
         enable_progress_bar=False,
         enable_model_summary=False,

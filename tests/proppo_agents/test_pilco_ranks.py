@@ -18,12 +18,10 @@ SCRIPT = """
 import sys
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
 
 from lightning_proppo import PropagationCallback
+from lightning_proppo.installed_lightning import pl
 from proppo_agents import PILCO, GPDynamics, RBFPolicy
 from proppo_envs.cartpole import CartPoleSwingUpEnv
 
@@ -77,8 +75,10 @@ trainer = pl.Trainer(
     strategy="ddp",
     max_epochs=3,
     log_every_n_steps=1,
-    logger=CSVLogger(folder / "run", name="", version=""),
-    callbacks=[PropagationCallback("TP"), ModelCheckpoint(folder / "run", save_last=True)],
+    logger=pl.loggers.CSVLogger(folder / "run", name="", version=""),
+    callbacks=[
+        PropagationCallback("TP"), pl.callbacks.ModelCheckpoint(folder / "run", save_last=True)
+    ],
     enable_progress_bar=False,
     enable_model_summary=False,
 )

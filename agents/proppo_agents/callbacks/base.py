@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytorch_lightning import Callback
-
+from lightning_proppo.installed_lightning import pl
 from proppo_agents.episodes import Episode, Policy
 
 
-class EpisodeCallback(Callback):
+class EpisodeCallback(pl.Callback):
     """A callback that is told of each real episode of the training."""
 
     def on_episode(self, trainer: Any, agent: Any, episode: Episode, policy: Policy | None) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import gymnasium
-from pytorch_lightning import Callback
 
 from lightning_proppo.callbacks.tensorboard import tensorboard_writers
+from lightning_proppo.installed_lightning import pl
 from proppo_agents.experience import run_folder
 from proppo_agents.films import Film, FilmError, can_write, film_episode, rendered
 
 
-class EpisodeVideo(Callback):
+class EpisodeVideo(pl.Callback):
     """Films an evaluation episode at the end of an epoch.
 
     The episode is one more than those that the agent learns from: nothing is learned from it, and

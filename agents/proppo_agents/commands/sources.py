@@ -12,10 +12,10 @@ import gymnasium
 import torch
 import yaml
 from jsonargparse import ArgumentParser
-from pytorch_lightning import LightningModule
 
 from lightning_proppo.cli import CommandError, load_module
 from lightning_proppo.cli.program import first_line
+from lightning_proppo.installed_lightning import pl
 from proppo_agents.episodes import Policy
 from proppo_agents.worlds import make_world
 
@@ -67,9 +67,9 @@ def of_config(path: Path) -> Source:
             f"{first_line(error)}."
         ) from error
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningModule, "model", required=True)
+    parser.add_subclass_arguments(pl.LightningModule, "model", required=True)
     try:
-        module = parser.instantiate_classes(parser.parse_object({"model": described})).model
+        module = parser.instantiate(parser.parse_object({"model": described})).model
     except Exception as error:
         raise CommandError(f"the model of {path} cannot be made: {error}") from error
     return _of_module(module, None)

@@ -31,6 +31,7 @@ class DynamicsModel(Part):
         super().__init__()
         self.regressor = self._make_regressor()
         self._angles: tuple[int, ...] = ()
+        self._sizes: tuple[int, int] | None = None  # of observation and action, once built
 
     @abstractmethod
     def _make_regressor(self) -> Regressor:
@@ -43,6 +44,7 @@ class DynamicsModel(Part):
     def build(self, spaces: Spaces) -> Self:
         """Prepare for an environment, and return itself."""
         self._angles = spaces.angles
+        self._sizes = spaces.observation_size, spaces.action_size
         return self
 
     @property
@@ -59,10 +61,13 @@ class DynamicsModel(Part):
         """Fit to all transitions of the episodes, in place of all before, and return itself.
 
         Raises:
-            ValueError: if there is no transition; if not all values are finite.
+            ValueError: if there is no transition; if not all values are finite; if an episode is
+                not of the environment that the model was built for.
         """
         if not episodes:
             raise ValueError("episodes must hold at least one; got none.")
+        for episode in episodes:
+            self._check_episode(episode)
         inputs = torch.cat([self._inputs(e.observations[:-1], e.actions) for e in episodes])
         outputs = torch.cat([self._changes(e) for e in episodes])
         self.regressor.fit(inputs, outputs)
@@ -99,7 +104,23 @@ class DynamicsModel(Part):
         residual = change - mean
         return 1 - residual.square().sum(0) / (change - change.mean(0)).square().sum(0)
 
+    def _check_episode(self, episode: Episode) -> None:
+        if self._sizes is None:
+            return
+        found = (episode.observations.shape[-1], episode.actions.shape[-1])
+        if found != self._sizes:
+            raise ValueError(
+                "episodes must have observations and actions of the sizes "
+                f"{self._sizes}, those of the environment that the model was built for; got "
+                f"{found}."
+            )
+
     def _inputs(self, observation: Tensor, action: Tensor) -> Tensor:
+        if observation.shape[:-1] != action.shape[:-1]:
+            raise ValueError(
+                "observation and action must be [P, D] and [P, A] with the same P; got "
+                f"{list(observation.shape)} and {list(action.shape)}."
+            )
         return torch.cat([encode_angles(observation, self._angles), action], dim=-1)
 
     def _changes(self, episode: Episode) -> Tensor:

@@ -36,6 +36,7 @@ class Policy(Part):
         check_choice("squash", squash, SQUASHINGS)
         self.squash = squash
         self.angles: tuple[int, ...] = ()
+        self._size = 0  # of an observation, once built
 
     # -- for a final class -------------------------------------------------------------------
 
@@ -60,6 +61,7 @@ class Policy(Part):
             ValueError: if the angles are no coordinates of an observation.
         """
         self.angles = check_angles(spaces.angles, spaces.observation_size)
+        self._size = spaces.observation_size
         self._build(spaces.encoded_size, spaces.action_size)
         self.reset(torch.zeros(spaces.observation_size), torch.ones(spaces.observation_size))
         return self
@@ -77,7 +79,16 @@ class Policy(Part):
         self._reset(centre.to(like), spread.to(like))
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Return the actions [P, A] at observations [P, D] (any leading axes)."""
+        """Return the actions [P, A] at observations [P, D] (any leading axes).
+
+        Raises:
+            ValueError: if the policy was built for observations of another size.
+        """
+        if observation.shape[-1:] != (self._size,):
+            raise ValueError(
+                f"observation must be [P, {self._size}], as the environment's that the policy was "
+                f"built for; got {list(observation.shape)}."
+            )
         x = encode_angles(observation, self.angles)
         actions = SQUASHINGS[self.squash](self._unsquashed(x.reshape(-1, x.shape[-1])))
         return actions if x.dim() == 2 else actions.reshape(*x.shape[:-1], -1)

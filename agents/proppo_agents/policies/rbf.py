@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from proppo_agents.basis_functions import radial_basis
+from proppo_agents.data import check_count
 from proppo_agents.encodings import encode_angles
 from proppo_agents.policies.base import Policy
 
@@ -39,8 +40,7 @@ class RBFPolicy(Policy):
         squash: str = "sine",
     ) -> None:
         super().__init__(squash)
-        if basis_functions < 1:
-            raise ValueError(f"basis_functions must be at least 1; got {basis_functions}.")
+        check_count("basis_functions", basis_functions)
         self.basis_functions = basis_functions
         self.initial_weight_std = initial_weight_std
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proppo_agents.data import check_data
+from proppo_agents.data import check_data, check_fits_in
 from proppo_agents.parts import Part
 
 
@@ -77,12 +77,16 @@ class Regressor(Part):
             outputs: [N, E].
 
         Raises:
-            ValueError: if the shapes do not fit together, or not all values are finite.
+            TypeError: if the data are no tensors of real numbers.
+            ValueError: if the shapes do not fit together, not all values are finite, or they are
+                too large for the module's precision.
         """
         check_data(inputs, outputs)
         with torch.inference_mode(False), torch.enable_grad():
             # A clone: what was made in inference mode cannot be differentiated.
             x, y = (v.detach().cpu().double().clone() for v in (inputs, outputs))
+            for name, value in (("inputs", x), ("outputs", y)):
+                check_fits_in(name, value, self._like.dtype)
             self._take({name: value.detach() for name, value in self._fit(x, y).items()})
 
     def predict(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,8 +94,11 @@ class Regressor(Part):
 
         Raises:
             RuntimeError: if it has not been fitted.
+            TypeError: if the inputs are of a wider precision than the module.
+            ValueError: if they have another shape.
         """
         self._check_fitted()
+        self._check_query(inputs)
         return self._predict(inputs)
 
     def predict_particles(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,8 +108,11 @@ class Regressor(Part):
 
         Raises:
             RuntimeError: if it has not been fitted.
+            TypeError: if the inputs are of a wider precision than the module.
+            ValueError: if they have another shape.
         """
         self._check_fitted()
+        self._check_query(inputs)
         return self._predict_particles(inputs)
 
     # -- torch.nn ----------------------------------------------------------------------------
@@ -116,8 +126,11 @@ class Regressor(Part):
         self._take({name: value.detach().cpu() for name, value in state.items()})
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        like = fn(self._like)
+        for name, value in self._state.items():
+            check_fits_in(f"{name} of {type(self).__name__}", value, like.dtype)
         super()._apply(fn, recurse)
-        before, self._like = self._like, fn(self._like)
+        before, self._like = self._like, like
         moved = (self._like.dtype, self._like.device) != (before.dtype, before.device)
         if self.fitted and moved:
             self._prepare(self._state, self._like)
@@ -128,6 +141,20 @@ class Regressor(Part):
         if state:
             with torch.no_grad():
                 self._prepare(state, self._like)
+
+    def _check_query(self, inputs: Tensor) -> None:
+        size = self._state["input_mean" if "input_mean" in self._state else "inputs"].shape[-1]
+        if inputs.dim() != 2 or inputs.shape[1] != size:
+            raise ValueError(
+                f"inputs must be [P, {size}], as in the fit of {type(self).__name__}; got "
+                f"{list(inputs.shape)}."
+            )
+        kind = self._like.dtype
+        if torch.promote_types(inputs.dtype, kind) != kind:
+            raise TypeError(
+                f"inputs must be {kind}, as the module {type(self).__name__} is; got "
+                f"{inputs.dtype}. Convert one of them: inputs.to({kind}), or module.double()."
+            )
 
     def _check_fitted(self) -> None:
         if not self._state:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_proppo.errors import check_choice
-from proppo_agents.data import check_fit, standardize
+from proppo_agents.data import check_count, check_fit, standardize
 from proppo_agents.regression.base import Regressor
 from proppo_agents.regression.member_prediction import Members, predict_all, predict_own
 
@@ -68,8 +68,7 @@ class Ensemble(Regressor):
             ("batch_size", batch_size),
             *(("hidden", size) for size in hidden),
         ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value!r}.")
+            check_count(name, value)
         check_choice("trajectories", trajectories, TRAJECTORIES)
         self.members, self.hidden = members, tuple(hidden)
         self.steps, self.learning_rate, self.batch_size = steps, learning_rate, batch_size

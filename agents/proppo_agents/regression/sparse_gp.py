@@ -11,12 +11,14 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from proppo_agents.data import check_fit, standardize
+from proppo_agents.data import check_count, check_fit, standardize
+from proppo_agents.factorization import cholesky, jitter_of_gpytorch
 from proppo_agents.gaussian_process import (
     GPPosterior,
     Hyperparameters,
     covariance,
     fit_hyperparameters,
+    scattered,
 )
 from proppo_agents.regression.base import Regressor
 
@@ -60,8 +62,7 @@ class SparseGP(Regressor):
     def __init__(self, inducing: int = 150, steps: int = 200, learning_rate: float = 0.02) -> None:
         super().__init__()
         check_fit(steps, learning_rate)
-        if inducing < 1:
-            raise ValueError(f"inducing must be at least 1; got {inducing!r}.")
+        check_count("inducing", inducing)
         self.inducing, self.steps, self.learning_rate = inducing, steps, learning_rate
 
     def _fit(self, inputs: Tensor, outputs: Tensor) -> dict[str, Tensor]:
@@ -82,6 +83,10 @@ class SparseGP(Regressor):
             found, points = _polish(x, y.mT, found, points, self.steps, self.learning_rate)
         scaled = points / found.lengthscales.unsqueeze(1)
         weights, factor = _optimum(x, y.mT, scaled, found)
+        if scattered(scaled, torch.float32):
+            middle = x.median(0).values
+            input_mean = input_mean + middle * input_std
+            scaled = (points - middle) / found.lengthscales.unsqueeze(1)
         return {
             "input_mean": input_mean,
             "input_std": input_std,
@@ -147,11 +152,12 @@ def _polish(
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     model.train()
     likelihood.train()
-    for _ in range(steps):
-        some = torch.randperm(len(x))[:_BATCH]
-        optimizer.zero_grad()
-        (-bound(model(x[some].expand(count, -1, -1)), y[:, some]).sum()).backward()
-        optimizer.step()
+    with jitter_of_gpytorch():
+        for _ in range(steps):
+            some = torch.randperm(len(x))[:_BATCH]
+            optimizer.zero_grad()
+            (-bound(model(x[some].expand(count, -1, -1)), y[:, some]).sum()).backward()
+            optimizer.step()
     found = Hyperparameters(
         model.covar_module.base_kernel.lengthscale.detach().squeeze(1),
         model.covar_module.outputscale.detach(),
@@ -169,7 +175,8 @@ def _start_at_optimum(
     distribution = strategy._variational_distribution
     with torch.no_grad():
         distribution.variational_mean.copy_(_solve(b, projected))
-        distribution.chol_variational_covar.copy_(torch.linalg.cholesky(_symmetric(b.inverse())))
+        covariance_there = cholesky(_symmetric(b.inverse()), "the inducing points' covariance")
+        distribution.chol_variational_covar.copy_(covariance_there)
         # Or the first call would put it at the prior.
         strategy.variational_params_initialized.fill_(1)
 
@@ -181,7 +188,7 @@ def _whitened(
     eye = torch.eye(scaled.shape[1], dtype=x.dtype)
     signal = found.signal_variance
     kernel = covariance(scaled, scaled, signal) + _JITTER * signal[:, None, None] * eye
-    lower = torch.linalg.cholesky(kernel)
+    lower = cholesky(kernel, "the inducing points' kernel matrix")
     cross = covariance(scaled, x / found.lengthscales.unsqueeze(1), signal)
     a = torch.linalg.solve_triangular(lower, cross, upper=False)
     noise = found.noise_variance[:, None, None]
@@ -202,12 +209,13 @@ def _optimum(x: Tensor, y: Tensor, scaled: Tensor, found: Hyperparameters) -> tu
     explained = (1 + _EXPLAINED_JITTER) * eye - _symmetric(b.inverse())
     # A factor of the reversed matrix, reversed again, is upper triangular; its transpose times the
     # lower triangular inverse is lower triangular, as an exact posterior's factor is.
-    upper = torch.linalg.cholesky(explained.flip(-2, -1)).flip(-2, -1)
+    upper = cholesky(explained.flip(-2, -1), "what inducing points explain").flip(-2, -1)
     return weights, (upper.mT @ inverse).contiguous()
 
 
 def _solve(matrix: Tensor, vector: Tensor) -> Tensor:
-    return torch.cholesky_solve(vector.unsqueeze(-1), torch.linalg.cholesky(matrix)).squeeze(-1)
+    factor = cholesky(matrix, "the inducing points' precision")
+    return torch.cholesky_solve(vector.unsqueeze(-1), factor).squeeze(-1)
 
 
 def _symmetric(matrix: Tensor) -> Tensor:

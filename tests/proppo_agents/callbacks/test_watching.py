@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 from matplotlib.image import imread
-from pytorch_lightning.cli import LightningCLI
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_proppo import PropagationCallback
+from lightning_proppo.cli.installed import LightningCLI
+from lightning_proppo.installed_lightning import pl
 from proppo_agents import PILCO, EpisodeVideo, PredictionFigure
 from proppo_agents.callbacks.base import EpisodeCallback
 from proppo_agents.episodes import Episode, Policy
@@ -54,8 +53,8 @@ def fit(callbacks: list[pl.Callback], logger: Any, epochs: int = 2, **options: A
 def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[PILCO, Path, EventAccumulator]:
     folder = tmp_path_factory.mktemp("run")
     loggers = [
-        TensorBoardLogger(folder, name="", version=""),
-        CSVLogger(folder, name="", version=""),
+        pl.loggers.TensorBoardLogger(folder, name="", version=""),
+        pl.loggers.CSVLogger(folder, name="", version=""),
     ]
     module = fit([PredictionFigure(particles=20), EpisodeVideo()], loggers)
     events = EventAccumulator(str(folder), size_guidance={"images": 0})
@@ -67,7 +66,7 @@ def test_watching_changes_nothing(
     watched: tuple[PILCO, Path, EventAccumulator], tmp_path: Path
 ) -> None:
     module, _, _ = watched
-    alone = fit([], CSVLogger(tmp_path))
+    alone = fit([], pl.loggers.CSVLogger(tmp_path))
     assert alone.trials == module.trials
     assert torch.equal(alone.policy.weights, module.policy.weights)
 
@@ -120,13 +119,13 @@ def test_episodes_are_told_before_the_model_knows_them(tmp_path: Path) -> None:
             assert not any(episode is each for each in agent.episodes)
             told.append((len(agent.episodes), not agent.dynamics.fitted, policy is None))
 
-    fit([Listener()], CSVLogger(tmp_path))
+    fit([Listener()], pl.loggers.CSVLogger(tmp_path))
     assert told == [(0, True, True), (1, False, False), (2, False, False)]
 
 
 def test_some_trials_only(tmp_path: Path) -> None:
     callbacks = [PredictionFigure(particles=4, every_n_trials=2), EpisodeVideo(every_n_epochs=2)]
-    fit(callbacks, CSVLogger(tmp_path, name="", version=""), epochs=3)
+    fit(callbacks, pl.loggers.CSVLogger(tmp_path, name="", version=""), epochs=3)
     assert [path.name for path in (tmp_path / "predictions").iterdir()] == ["trial-002.png"]
     films = sorted(path.name for path in (tmp_path / "videos").iterdir())
     assert films == ["trial-002.gif", "trial-003.gif"]
@@ -156,7 +155,7 @@ def test_a_film_that_cannot_be_written_is_refused_before_there_is_a_trial(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FilmError, match="needs moviepy"):
-        fit([EpisodeVideo(file_format="mp4")], CSVLogger(tmp_path, name="", version=""))
+        fit([EpisodeVideo(file_format="mp4")], pl.loggers.CSVLogger(tmp_path, name="", version=""))
     assert not (tmp_path / "episodes").exists()
 
 

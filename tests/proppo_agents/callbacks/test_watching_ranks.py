@@ -17,11 +17,10 @@ SCRIPT = """
 import sys
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import CSVLogger
 
 from lightning_proppo import PropagationCallback
+from lightning_proppo.installed_lightning import pl
 from proppo_agents import PILCO, EpisodeVideo, PredictionFigure
 from proppo_agents.episode_files import EpisodeFolder
 from proppo_agents.experience import collect_and_keep
@@ -47,7 +46,7 @@ trainer = pl.Trainer(
     strategy="ddp",
     max_epochs=2,
     log_every_n_steps=1,
-    logger=CSVLogger(folder / "run", name="", version=""),
+    logger=pl.loggers.CSVLogger(folder / "run", name="", version=""),
     callbacks=[PredictionFigure(particles=4), EpisodeVideo(), PropagationCallback("TP")],
     enable_progress_bar=False,
     enable_model_summary=False,

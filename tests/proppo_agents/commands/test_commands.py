@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 
 from lightning_proppo import PropagationCallback
 from lightning_proppo.cli import CommandError
+from lightning_proppo.installed_lightning import pl
 from proppo_agents import PILCO
 from proppo_agents.commands import collect, render
 from proppo_agents.commands.collect import main as run_collect
