@@ -1,0 +1,38 @@
+"""An MkDocs hook: formulas as MathML, which browsers show without scripts or fonts of others."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import Any
+
+from latex2mathml.converter import convert
+
+# What pymdownx.arithmatex makes, with generic: true.
+_FORMULA = re.compile(
+    r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
+)
+
+
+def to_mathml(tex: str, display: str) -> str:
+    """Return a formula as MathML.
+
+    Args:
+        tex: LaTeX; with several lines, or columns, as in ``aligned``.
+        display: ``"block"`` or ``"inline"``.
+    """
+    if ("&" in tex or r"\\" in tex) and r"\begin" not in tex:
+        tex = rf"\begin{{aligned}}{tex}\end{{aligned}}"
+    return str(convert(tex, display=display))
+
+
+def on_page_content(content: str, **kwargs: Any) -> str:
+    """Replace the formulas of a page."""
+    del kwargs
+
+    def replace(found: re.Match[str]) -> str:
+        block = found["tag"] == "div"
+        formula = to_mathml(html.unescape(found["tex"]), "block" if block else "inline")
+        return f'<div class="formula">{formula}</div>' if block else formula
+
+    return _FORMULA.sub(replace, content)
