@@ -13,6 +13,8 @@ _FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
 
+_NAME = re.compile(r"(<mi>(?:exp|log|max|min)</mi>)(?!<mo)")
+
 
 def to_mathml(tex: str, display: str) -> str:
     """Return a formula as MathML.
@@ -23,7 +25,9 @@ def to_mathml(tex: str, display: str) -> str:
     """
     if ("&" in tex or r"\\" in tex) and r"\begin" not in tex:
         tex = rf"\begin{{aligned}}{tex}\end{{aligned}}"
-    return str(convert(tex, display=display))
+    made = str(convert(tex, display=display))
+    # A function's name stands off from what it is applied to.
+    return _NAME.sub(r'\1<mspace width="0.17em"/>', made)
 
 
 def on_page_content(content: str, **kwargs: Any) -> str:

@@ -67,7 +67,7 @@ def test_it_is_exact_for_linear_costs(dimensions: int) -> None:
 
 @pytest.mark.parametrize("particles", [6, 30])
 def test_it_is_unbiased_for_few_particles_too(particles: int) -> None:
-    found = torch.stack([gradient(particles) for _ in range(3000)])
+    found = torch.stack([gradient(particles) for _ in range(1500)])
     errors = found.mean(0) - torch.tensor([2 * MU, 2 * SIGMA]).double()
     z = errors / (found.std(0) / len(found) ** 0.5)
     # Four numbers in all: a false alarm once in 4,000.
@@ -88,7 +88,7 @@ def test_it_reaches_all_steps_of_a_rollout() -> None:
     # x' = a x + σ ε from 1, cost x_H² / 2: its mean is a^{2H} / 2 + σ² Σ a^{2j} / 2.
     steps, std, value = 4, 0.3, 0.9
     found = []
-    for _ in range(1000):
+    for _ in range(500):
         a = torch.tensor(value, dtype=torch.float64, requires_grad=True)
         manager = PropagationManager(example.RegressedLRProp())
         x = torch.ones(50, 1, dtype=torch.float64)
