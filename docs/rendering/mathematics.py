@@ -13,6 +13,7 @@ _FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
 
+_SIZED_ANGLE = re.compile(r"\\[bB]igg?[lr]?\s*(\\[lr]angle)")
 _NAME = re.compile(r"(<mi>(?:exp|log|max|min)</mi>)(?!<mo)")
 
 
@@ -23,6 +24,8 @@ def to_mathml(tex: str, display: str) -> str:
         tex: LaTeX; with several lines, or columns, as in ``aligned``.
         display: ``"block"`` or ``"inline"``.
     """
+    # Angle brackets stretch by themselves, and the converter knows no sizes of theirs.
+    tex = _SIZED_ANGLE.sub(r"\1", tex)
     if ("&" in tex or r"\\" in tex) and r"\begin" not in tex:
         tex = rf"\begin{{aligned}}{tex}\end{{aligned}}"
     made = str(convert(tex, display=display))
