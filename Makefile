@@ -11,10 +11,11 @@ MUTANTS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := lightning_proppo envs agents
-CODE := $(wildcard $(PACKAGES) benchmarks tests)
+CODE := $(wildcard $(PACKAGES) benchmarks docs/diagrams docs/rendering examples tests)
+DOCS_STAMP := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest test-lightning mutants lint format clean
+.PHONY: help install demo test test-oldest test-lightning mutants lint format docs clean
 
 help: ## Say what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -67,7 +68,16 @@ format: $(STAMP) ## Rewrite the code in the house style
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
+docs: $(DOCS_STAMP) ## Build the documentation as a site, in site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
 clean: ## Remove the environment, caches and what was built; runs/ stays
-	rm -rf $(VENV) $(OLDEST) $(LIGHTNING) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(LIGHTNING) build dist site
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find . -name '*.egg-info' -type d -prune -exec rm -rf {} +

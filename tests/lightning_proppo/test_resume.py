@@ -12,10 +12,11 @@ import yaml
 
 from lightning_proppo.cli import CommandError, main
 from lightning_proppo.cli.resume import fit_arguments, last_checkpoint
+from lightning_proppo.installed_lightning import pl
 
 CALLBACK = {"class_path": "lightning_proppo.PropagationCallback"}
-TENSORBOARD = "pytorch_lightning.loggers.TensorBoardLogger"
-CSV = "pytorch_lightning.loggers.CSVLogger"
+TENSORBOARD = f"{pl.__name__}.loggers.TensorBoardLogger"
+CSV = f"{pl.__name__}.loggers.CSVLogger"
 
 
 def logger(kind: str = CSV, **init: Any) -> dict[str, Any]:

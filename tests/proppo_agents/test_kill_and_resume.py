@@ -9,14 +9,12 @@ from typing import Any
 
 import gymnasium
 import pytest
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
-from pytorch_lightning.loggers import CSVLogger
 
 from lightning_proppo import PropagationCallback, VarianceMonitor
 from lightning_proppo.cli import main
 from lightning_proppo.cli.resume import last_checkpoint
+from lightning_proppo.installed_lightning import pl
 from proppo_agents import PILCO, ChaoticRNNModule, EnsembleDynamics, GPDynamics, RBFPolicy
 from proppo_agents.episode_files import EpisodeFolder, digest_of, read_episodes
 from proppo_agents.episodes import Episode, collect_episode
@@ -113,12 +111,14 @@ def fit(
         devices=1,
         max_epochs=epochs,
         log_every_n_steps=1,
-        logger=CSVLogger(folder, name="", version=""),
+        logger=pl.loggers.CSVLogger(folder, name="", version=""),
         callbacks=[
             PropagationCallback(estimator),
             *callbacks,
-            ModelCheckpoint(every_n_train_steps=1, save_top_k=-1),
-            ModelCheckpoint(filename="end-of-{epoch}", save_top_k=-1, every_n_epochs=1),
+            pl.callbacks.ModelCheckpoint(every_n_train_steps=1, save_top_k=-1),
+            pl.callbacks.ModelCheckpoint(
+                filename="end-of-{epoch}", save_top_k=-1, every_n_epochs=1
+            ),
         ],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -191,7 +191,9 @@ def test_a_checkpoint_of_an_exception_doubles_no_episode(tmp_path: Path) -> None
     fit(agent(), tmp_path / "whole", 2)
     folder = tmp_path / "failed"
     with pytest.raises(ZeroDivisionError):
-        fit(agent(), folder, 2, (Failing(), OnExceptionCheckpoint(folder, "exception")))
+        fit(
+            agent(), folder, 2, (Failing(), pl.callbacks.OnExceptionCheckpoint(folder, "exception"))
+        )
     # The second epoch's has been acted; the checkpoint is of before.
     assert len(read_episodes(folder / "episodes")) == 2
     assert len(load(folder / "exception.ckpt")["episodes"]) == 1

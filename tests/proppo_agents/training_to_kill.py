@@ -25,14 +25,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
 
 from lightning_proppo import PropagationCallback, VarianceMonitor
 from lightning_proppo.callbacks import checkpoints
 from lightning_proppo.cli.resume import last_checkpoint
+from lightning_proppo.installed_lightning import pl
 from proppo_agents import PILCO, GPDynamics, RBFPolicy, experience
 from proppo_agents.episode_files import read_episodes
 from proppo_envs.cartpole import CartPoleSwingUpEnv
@@ -62,13 +60,13 @@ def train(folder: Path) -> None:
         precision="64-true",
         max_epochs=3,
         log_every_n_steps=1,
-        logger=CSVLogger(folder, name="", version=""),
+        logger=pl.loggers.CSVLogger(folder, name="", version=""),
         callbacks=[
             PropagationCallback("TP"),
             VarianceMonitor(every_n_steps=3, alarm="warn", patience=2),
             # In the middle of an epoch, and at its end.
-            ModelCheckpoint(every_n_train_steps=3),
-            ModelCheckpoint(filename="end-of-{epoch}", every_n_epochs=1),
+            pl.callbacks.ModelCheckpoint(every_n_train_steps=3),
+            pl.callbacks.ModelCheckpoint(filename="end-of-{epoch}", every_n_epochs=1),
         ],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -235,7 +233,7 @@ def main(folder: Path, seed: int, kills: int) -> None:
     """Do what the script is there for."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    logging.getLogger(pl.__name__).setLevel(logging.ERROR)
     choose = random.Random(seed)
     (folder / "whole").mkdir()
     kill_in(folder / "whole", None, 0, 0.0)
