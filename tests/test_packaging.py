@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tomllib
 import venv
 import zipfile
 from email.parser import Parser
@@ -20,6 +19,11 @@ from typing import Any
 import pytest
 
 import lightning_proppo
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # which pytest brings
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {

@@ -100,7 +100,7 @@ class GPPosterior:
         )
 
 
-class _BatchGP(gpytorch.models.ExactGP):
+class _BatchGP(gpytorch.models.ExactGP):  # type: ignore[misc]  # GPyTorch has no types
     """E processes with zero mean and ARD squared exponential kernels over the same inputs."""
 
     def __init__(self, inputs: Tensor, outputs: Tensor, likelihood: Any) -> None:

@@ -116,7 +116,7 @@ class Regressor(Part):
         self._take({name: value.detach().cpu() for name, value in state.items()})
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch's
         before, self._like = self._like, fn(self._like)
         moved = (self._like.dtype, self._like.device) != (before.dtype, before.device)
         if self.fitted and moved:
