@@ -7,6 +7,7 @@ come in the wrong order, or on a tape that cannot answer them, raise :class:`Pro
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -18,6 +19,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for a near miss among ``known``, else an empty string."""
     matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
     return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a line to what an error says. Python 3.10 knows no notes: there the message gets it."""
+    if sys.version_info >= (3, 11):
+        error.add_note(note)
+    else:
+        error.args = (f"{error}\n{note}",)
 
 
 def check_names(owner: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -78,6 +78,7 @@ def cholesky(covariance: Tensor) -> Tensor:
     eye = torch.eye(covariance.shape[0], dtype=covariance.dtype, device=covariance.device)
     for jitter in _JITTERS:
         candidate = covariance if jitter == 0 else covariance + jitter * scale * eye
+        factor: Tensor
         factor, info = torch.linalg.cholesky_ex(candidate)
         if not bool(info) and bool(torch.isfinite(factor).all()):
             return factor

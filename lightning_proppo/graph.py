@@ -183,12 +183,14 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     # The graph is kept: segments may share it (an encoder used at every step), and it goes when
     # the tape goes.
+    found: tuple[Tensor | None, ...]
     if _run_engine is None:
-        return torch.autograd.grad(
+        found = torch.autograd.grad(
             outputs, inputs, cotangents, retain_graph=True, allow_unused=True
         )
+        return found
     # The same, less its checks in Python, which take as long as a small segment does.
-    return _run_engine(
+    found = _run_engine(
         tuple(outputs),
         tuple(cotangents),
         True,  # retain_graph
@@ -197,6 +199,7 @@ def _gradients(
         allow_unreachable=True,
         accumulate_grad=False,
     )
+    return found
 
 
 class Pullback:

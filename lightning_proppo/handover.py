@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from lightning_proppo.errors import PropagationError
+from lightning_proppo.containers import Message
+from lightning_proppo.errors import PropagationError, add_note
 from lightning_proppo.gaussians import full_precision
 from lightning_proppo.graph import Pullback, activate, tape_of
 from lightning_proppo.ranks import activate_ranks
 from lightning_proppo.tape import Tape
+
+Report: TypeAlias = Callable[[dict[str, list[Tensor]], bool], None]
 
 _DIFFERENTIATED = (
     "this rollout has been differentiated and its tape released; to do it twice, pass "
@@ -62,7 +66,7 @@ class ClosedTape:
 
     def gradients(
         self, keep: bool, message: Any = None
-    ) -> tuple[list[Tensor | None], Any, dict[str, list[Tensor]]]:
+    ) -> tuple[list[Tensor | None], Message, dict[str, list[Tensor]]]:
         """Run the propagators backward.
 
         Args:
@@ -94,9 +98,10 @@ class ClosedTape:
                 pullback.finish()
         except RuntimeError as error:
             if "modified by an inplace operation" in str(error):
-                error.add_note(
+                add_note(
+                    error,
                     "The tape may hold nodes of an earlier, abandoned rollout whose parameters "
-                    "have been updated since; call manager.reset() after abandoning a rollout."
+                    "have been updated since; call manager.reset() after abandoning a rollout.",
                 )
             self.release(_FAILED)
             raise
@@ -129,12 +134,25 @@ class ClosedTape:
         self.tape.index.clear()
 
 
+def hand_over(closed: ClosedTape, report: Report, value: Tensor) -> Tensor:
+    """Return a scalar [] with a value, whose gradient is what a tape's propagators make of it.
+
+    Args:
+        closed: the tape.
+        report: called after each pass with what propagators noted, and whether it was the first.
+        value: [], without a graph.
+    """
+    handed = HandOver.apply(closed, report, value, *closed.parameters)  # type: ignore[no-untyped-call]  # PyTorch's
+    loss: Tensor = handed
+    return loss
+
+
 class HandOver(torch.autograd.Function):
     """A scalar whose gradient is what the propagators make of it."""
 
     @staticmethod
     def forward(
-        ctx: Any, closed: ClosedTape, report: Any, value: Tensor, *parameters: Tensor
+        ctx: Any, closed: ClosedTape, report: Report, value: Tensor, *parameters: Tensor
     ) -> Tensor:
         """Return the value [] and remember the tape."""
         ctx.closed = closed
@@ -156,7 +174,7 @@ class HandOver(torch.autograd.Function):
         ]
         if twice:
             scaled = [
-                None if gradient is None else _Final.apply(gradient.requires_grad_())
+                None if gradient is None else _final(gradient.requires_grad_())
                 for gradient in scaled
             ]
         return None, None, None, *scaled
@@ -179,6 +197,12 @@ class _Final(torch.autograd.Function):
             "the gradient of a rollout's loss cannot be differentiated again (create_graph=True "
             "was given, and its result used); the propagators compute first derivatives only."
         )
+
+
+def _final(gradient: Tensor) -> Tensor:
+    made = _Final.apply(gradient)  # type: ignore[no-untyped-call]  # PyTorch's
+    final: Tensor = made
+    return final
 
 
 def _graph_is_kept() -> bool:

@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from lightning_proppo.containers import MARKS, Container, Message, Node
 from lightning_proppo.errors import PropagationError, did_you_mean
 from lightning_proppo.graph import active_pullback
-from lightning_proppo.handover import ClosedTape, HandOver
+from lightning_proppo.handover import ClosedTape, hand_over
 from lightning_proppo.pooling import check_same
 from lightning_proppo.propagators import (
     BackPropagator,
@@ -258,7 +258,8 @@ class PropagationManager:
             if sample is not None:
                 self._open_tape().calls += 1
                 return sample
-        return self.forward(None, dist=dist, **kwargs)
+        recorded: Tensor = self.forward(None, dist=dist, **kwargs)
+        return recorded
 
     def append_loss(
         self, loss_node: Any, loss_propagator: Propagator | str | None = None, **kwargs: Any
@@ -368,7 +369,7 @@ class PropagationManager:
         # Without parameters there is nothing to differentiate, and no pass will ever come.
         if closed is not None:
             self.undifferentiated += bool(closed.parameters)
-            return HandOver.apply(closed, report, self.last_cost, *closed.parameters)
+            return hand_over(closed, report, self.last_cost)
         if value.requires_grad:
             self.undifferentiated += 1
             value.register_hook(_OnFirstCall(report))

@@ -88,7 +88,9 @@ def sum_gradients(tensors: Sequence[Tensor], ranks: Ranks) -> list[Tensor]:
     What every rank's particles were made from (a Gaussian fitted to all) acts on the costs of all
     ranks. It takes one all-reduce in the backward pass.
     """
-    return list(tensors) if ranks.size == 1 else list(_SumGradients.apply(ranks, *tensors))
+    if ranks.size == 1:
+        return list(tensors)
+    return list(_SumGradients.apply(ranks, *tensors))  # type: ignore[no-untyped-call]  # PyTorch's
 
 
 class _SumGradients(torch.autograd.Function):

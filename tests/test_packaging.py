@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tomllib
 import venv
 import zipfile
 from email.parser import Parser
@@ -20,6 +19,11 @@ from typing import Any
 import pytest
 
 import lightning_proppo
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # which pytest brings
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {
@@ -60,9 +64,7 @@ def probe(python: str | Path, cwd: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("build")
+def build_wheel(folder: Path) -> Path:
     # From a copy: a build leaves files behind, and takes up those that an earlier one left.
     source = folder / "source"
     ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs")
@@ -74,6 +76,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     [built] = (folder / "wheels").glob("*.whl")
     return built
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+        return build_wheel(tmp_path_factory.mktemp("build"))
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +120,24 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     assert {"lightning_proppo/propagators/tp.py", "lightning_proppo/callbacks/__init__.py"} <= names
 
 
+def test_another_build_has_the_same_bytes(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    assert build_wheel(tmp_path).read_bytes() == wheel.read_bytes()
+
+
+def test_the_sources_have_what_a_user_builds_and_tests_with() -> None:
+    grafted = re.findall(r"^graft (\w+)$", (ROOT / "MANIFEST.in").read_text(), re.MULTILINE)
+    assert set(grafted) == {"benchmarks", "configs", "docs", "examples", "tests"}
+
+
+def test_the_version_is_told_alike_everywhere() -> None:
+    version = lightning_proppo.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_the_wheels_metadata(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
@@ -135,6 +162,12 @@ def test_the_wheel_works_in_a_clean_environment(clean_environment: Path, tmp_pat
     assert found["version"] == lightning_proppo.__version__
     assert found["main"] == "main"
     assert found["shape"]
+
+
+def test_the_quick_start_runs_with_the_wheel(clean_environment: Path, tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "quick_start.py").write_text(blocks[0])
+    run(clean_environment / "bin" / "python", "quick_start.py", cwd=tmp_path)
 
 
 def test_the_command_of_the_wheel_runs(clean_environment: Path, tmp_path: Path) -> None:

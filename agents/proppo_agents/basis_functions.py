@@ -27,7 +27,8 @@ def radial_basis(x: Tensor, centres: Tensor, log_lengthscales: Tensor) -> Tensor
     Returns:
         [P, C].
     """
-    result: Tensor = _RadialBasis.apply(x, centres, log_lengthscales)
+    found = _RadialBasis.apply(x, centres, log_lengthscales)  # type: ignore[no-untyped-call]  # PyTorch's
+    result: Tensor = found
     return result
 
 
@@ -77,6 +78,9 @@ def _contributions(function: Any, slot: int, b: Tensor, particles: int) -> Tenso
     x, centres, log_lengthscales, basis = function.saved_tensors
     weights = b * basis
     precision = torch.exp(-2 * log_lengthscales)
+    found: Tensor
     if slot == 2:
-        return _spread(x, centres, weights) * precision
-    return (x.unsqueeze(1) - centres) * precision * weights.unsqueeze(2)
+        found = _spread(x, centres, weights) * precision
+    else:
+        found = (x.unsqueeze(1) - centres) * precision * weights.unsqueeze(2)
+    return found

@@ -31,7 +31,7 @@ class Controller(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return the actions [P, A] at observations [P, D]."""
-        action = self.policy(observation.to(self.low))
+        action: Tensor = self.policy(observation.to(self.low))
         return self.low + (0.5 * (self.high - self.low)) * (action.clamp(-1.0, 1.0) + 1)
 
 

@@ -41,6 +41,7 @@ def cholesky(matrix: Tensor, name: str) -> Tensor:
         raise ValueError(
             f"{name} must be finite; got {int((~matrix.isfinite()).sum())} NaN or inf."
         )
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if not bool(failed.any()):
         return factor

@@ -114,7 +114,7 @@ def scattered(scaled: Tensor, dtype: torch.dtype) -> bool:
     return largest * torch.finfo(dtype).eps > _LARGEST_ROUNDING
 
 
-class _BatchGP(gpytorch.models.ExactGP):
+class _BatchGP(gpytorch.models.ExactGP):  # type: ignore[misc]  # GPyTorch has no types
     """E processes with zero mean and ARD squared exponential kernels over the same inputs."""
 
     def __init__(self, inputs: Tensor, outputs: Tensor, likelihood: Any) -> None:

@@ -73,7 +73,7 @@ def predict(factors: Factors, inputs: Tensor) -> tuple[Tensor, Tensor]:
         return predict_plainly(factors, inputs)
     if not (torch.is_grad_enabled() and inputs.requires_grad):
         return _evaluate(factors, inputs, with_slopes=False)[:2]
-    mean, variance, _ = _Prediction.apply(inputs, factors)
+    mean, variance, _ = _Prediction.apply(inputs, factors)  # type: ignore[no-untyped-call]  # PyTorch's
     return mean, variance
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from proppo_agents.data import check_each
 from proppo_agents.encodings import angle_changes, onto_circles

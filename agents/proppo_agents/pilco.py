@@ -214,7 +214,8 @@ class PILCO(pl.LightningModule):
 
     def act(self, observation: Tensor) -> Tensor:
         """Return the policy's actions [P, A], from -1 to 1, at observations [P, D]."""
-        return self.policy(observation.to(self.initial.mean_value))
+        action: Tensor = self.policy(observation.to(self.initial.mean_value))
+        return action
 
     def export(self, path: str | Path) -> Path:
         """Write the policy to a file that PyTorch alone can run; see ``export_policy``."""

@@ -30,15 +30,16 @@ def made_by_first(trainer: Any, make: Callable[[], Made]) -> Made:
     """
     if trainer is None:
         return make()
-    made = make() if trainer.is_global_zero else None
-    return trainer.strategy.broadcast(made, src=0)
+    own = make() if trainer.is_global_zero else None
+    made: Made = trainer.strategy.broadcast(own, src=0)
+    return made
 
 
 def mean_over_ranks(trainer: Any, value: Tensor) -> Tensor:
     """Return a tensor's mean over the ranks, the same to the bit on each of them."""
     if trainer is None or trainer.world_size == 1:
         return value
-    mean = trainer.strategy.reduce(value.clone(), reduce_op="mean")
+    mean: Tensor = trainer.strategy.reduce(value.clone(), reduce_op="mean")
     # A reduction may add in another order on each rank.
     return made_by_first(trainer, lambda: mean.cpu()).to(value)
 

@@ -72,9 +72,10 @@ def each_coordinate(name: str, std: float | Sequence[float], size: int) -> Float
     """
     expected = f"{name}: expected a finite number of 0 or more, or {size} of them"
     try:
-        values = np.asarray(std, dtype=np.float64)
+        values: FloatArray = np.asarray(std, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{expected}, got {std!r}") from error
     if values.shape not in ((), (size,)) or not (np.isfinite(values) & (values >= 0.0)).all():
         raise ValueError(f"{expected}, got {std!r}")
-    return np.broadcast_to(values, (size,)).copy()
+    each: FloatArray = np.broadcast_to(values, (size,)).copy()
+    return each

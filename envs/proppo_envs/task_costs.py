@@ -214,7 +214,7 @@ class ReacherCost(StepCost):
 
     def _cost(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
         del observation
-        distance = torch.linalg.vector_norm(next_observation[..., 8:10], dim=-1)
+        distance: Tensor = torch.linalg.vector_norm(next_observation[..., 8:10], dim=-1)
         effort = action.square().sum(dim=-1)
         return self.reward_dist_weight * distance + self.reward_control_weight * effort
 

@@ -65,7 +65,7 @@ class WholeCheckpointIO(pl.plugins.TorchCheckpointIO):
         if not Path(path).exists():
             raise FileNotFoundError(f"there is no checkpoint {path}.")
         try:
-            return torch.load(path, where, weights_only=safely)
+            found: dict[str, Any] = torch.load(path, where, weights_only=safely)
         # A damaged file can make torch and zipfile raise almost anything.
         except Exception as error:
             # Torch's own words would advise to read it unsafely.
@@ -74,6 +74,7 @@ class WholeCheckpointIO(pl.plugins.TorchCheckpointIO):
                 "which is not unpickled because it could run code. If you know that it is your "
                 "own: Trainer.fit(..., weights_only=False), in Lightning from 2.6 on."
             ) from error
+        return found
 
 
 def write_whole_checkpoints(strategy: Any) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch.distributed
 
+from lightning_proppo.errors import add_note
+
 _LOGGER = logging.getLogger("lightning_proppo")
 _GRACE = 10.0  # seconds that launched ranks have to end by themselves
 # What gloo says where another rank's process has ended; NCCL raises DistError.
@@ -47,9 +49,10 @@ def leave_on_failure(trainer: Any, exception: BaseException) -> None:
     if not _in_a_group() or trainer.world_size == 1 or not isinstance(exception, Exception):
         return
     if _another_has_gone(exception):
-        exception.add_note(
+        add_note(
+            exception,
             "Another rank has ended while this one waited for it; the traceback of that rank "
-            "tells why."
+            "tells why.",
         )
     else:
         _LOGGER.error(

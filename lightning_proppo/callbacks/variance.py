@@ -20,7 +20,7 @@ from lightning_proppo.accuracy import (
 from lightning_proppo.callbacks.alarms import Alarm
 from lightning_proppo.callbacks.tensorboard import TensorBoardPages, tensorboard_writers
 from lightning_proppo.comparison import STREAMS, Comparison, Findings
-from lightning_proppo.errors import check_choice
+from lightning_proppo.errors import add_note, check_choice
 from lightning_proppo.installed_lightning import pl, rank_zero_warn
 from lightning_proppo.manager import PropagationManager
 from lightning_proppo.propagators.comparing import comparable, comparing_propagators
@@ -229,10 +229,11 @@ class VarianceMonitor(pl.Callback):
         """Give the manager its propagators back, and say what was different in this step."""
         del trainer, pl_module
         if self._comparison is not None and self._comparison.used == "LR":
-            exception.add_note(
+            add_note(
+                exception,
                 "VarianceMonitor compares estimators at this step, for which LR's samples carry "
                 "gradients. If that is what failed (numpy(), a simulator), pass "
-                "VarianceMonitor(compare=['LR'])."
+                "VarianceMonitor(compare=['LR']).",
             )
         self._give_back()
 

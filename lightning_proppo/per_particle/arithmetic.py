@@ -97,25 +97,31 @@ def _sub(entry: Entry, b: Tensor) -> Tensor:
 
 
 def _rsub(entry: Entry, b: Tensor) -> Tensor:
-    return b * -entry.function._saved_alpha if entry.slot == 0 else b
+    alpha: float = entry.function._saved_alpha
+    return b * -alpha if entry.slot == 0 else b
 
 
 def _mul(entry: Entry, b: Tensor) -> Tensor:
     function = entry.function
-    return b * (function._saved_other if entry.slot == 0 else function._saved_self)
+    factor: Tensor = function._saved_other if entry.slot == 0 else function._saved_self
+    return b * factor
 
 
 def _div(entry: Entry, b: Tensor) -> Tensor:
-    function, other = entry.function, entry.function._saved_other
-    return b / other if entry.slot == 0 else -b * function._saved_self / (other * other)
+    other: Tensor = entry.function._saved_other
+    if entry.slot == 0:
+        return b / other
+    operand: Tensor = entry.function._saved_self
+    return -b * operand / (other * other)
 
 
 def _addcmul(entry: Entry, b: Tensor) -> Tensor:
     function = entry.function
     if entry.slot == 0:
         return b
-    other = function._saved_tensor2 if entry.slot == 1 else function._saved_tensor1
-    return b * other * function._saved_value
+    other: Tensor = function._saved_tensor2 if entry.slot == 1 else function._saved_tensor1
+    value: float = function._saved_value
+    return b * other * value
 
 
 def _where(entry: Entry, b: Tensor) -> Tensor:
@@ -144,7 +150,7 @@ def _chosen(b: Tensor, larger: Tensor, smaller: Tensor) -> Tensor:
 
 
 def _prelu(entry: Entry, b: Tensor) -> Tensor:
-    x = entry.function._saved_self
+    x: Tensor = entry.function._saved_self
     return b * x.clamp_max(0.0)
 
 

@@ -117,7 +117,7 @@ class Windows:
     def take(self, start: int, stop: int) -> Tensor:
         """Return the windows of some particles, [p, G, T, m]."""
         kernel, stride, padding, dilation, (groups,), positions = self.how
-        x = self.x[start:stop]
+        x: Tensor = self.x[start:stop]
         rank = len(kernel)
         if any(padding):
             ends = [(size, size) for size in reversed(padding)]

@@ -138,7 +138,7 @@ def _convolution(entry: Entry, b: Tensor) -> Tensor | Contribution:
 
 def _pixels(x: Tensor, groups: int) -> Tensor:
     """Return [P, G, T, C / G] of [P, N, C, *spatial], T over images and positions."""
-    split = x.flatten(3).unflatten(2, (groups, -1))  # [P, N, G, C / G, positions]
+    split: Tensor = x.flatten(3).unflatten(2, (groups, -1))  # [P, N, G, C / G, positions]
     return split.permute(0, 2, 1, 4, 3).flatten(2, 3)
 
 

@@ -75,7 +75,7 @@ def particles_first(x: Tensor, layout: Layout, particles: int) -> Tensor:
     size = x.shape[axis]
     if axis == 0 and size == particles:
         return x.unsqueeze(1)
-    split = x.unflatten(axis, (size // (particles * inner), particles, inner))
+    split: Tensor = x.unflatten(axis, (size // (particles * inner), particles, inner))
     return split.movedim(axis + 1, 0).flatten(axis + 1, axis + 2)
 
 

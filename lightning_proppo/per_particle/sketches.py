@@ -232,7 +232,8 @@ class ParameterSketch:
         matrices = mean.reshape(self._matrix)  # type: ignore[arg-type]
         matrices = matrices if self._multiplies == "right" else matrices.mT
         signs = self._signs(mean).permute(1, 2, 0, 3).flatten(2)  # [G, n, P * K]
-        return (matrices @ signs).unflatten(2, (self.particles, -1)).permute(2, 0, 1, 3)
+        found: Tensor = (matrices @ signs).unflatten(2, (self.particles, -1))
+        return found.permute(2, 0, 1, 3)
 
     def _multiplied(self, rows: Tensor, start: int, stop: int) -> Tensor:
         """Return the sketches of gradients [p, ...]."""

@@ -11,6 +11,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from lightning_proppo.containers import MARKS, Container, Message, as_message
 from lightning_proppo.errors import check_names, did_you_mean
 from lightning_proppo.initializers import ChainInit
@@ -148,12 +150,12 @@ class Propagator:
             return lambda node, message: self.raw_compute(kind, node, message, reverse)
         return getattr(self, f"{kind}_impl", None)
 
-    def attached(self, dist: Any) -> Any:
+    def attached(self, dist: Any) -> Tensor | None:
         """Return a sample [P, ...] that is left to PyTorch; None where samples make nodes."""
         del dist
         return None
 
-    def plain_costs(self, node: Container) -> Any:
+    def plain_costs(self, node: Container) -> Tensor | None:
         """Return a loss node's costs [P, 1] if their mean's gradient is all it sends; else None."""
         del node
         return None
@@ -236,7 +238,8 @@ class SequenceProp(Propagator):
         """Return the names of all constituents' options; None if one of them takes any."""
         if self._options is _NOT_KNOWN_YET:
             self._options = self._gather_options()
-        return self._options
+        known: frozenset[str] | None = self._options
+        return known
 
     def _gather_options(self) -> frozenset[str] | None:
         every = [propagator.forward_options() for propagator in self.propagators]

@@ -62,4 +62,5 @@ class ChainProp(SequenceProp):
         """Return the last propagator's, which as a rule is the right one for the chain."""
         if not self.propagators:
             return super().loss_propagator()
-        return self.propagators[-1].loss_propagator()
+        last: Propagator = self.propagators[-1]
+        return last.loss_propagator()

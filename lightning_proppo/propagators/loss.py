@@ -38,14 +38,13 @@ def check_costs(costs: Any) -> Tensor:
         raise TypeError(
             f"costs must be floating point; got dtype {costs.dtype}. Convert them: costs.float()."
         )
-    if costs.dim() == 1:
-        costs = costs.unsqueeze(1)
-    if costs.dim() != 2 or costs.shape[1] != 1 or costs.shape[0] == 0:
+    column: Tensor = costs.unsqueeze(1) if costs.dim() == 1 else costs
+    if column.dim() != 2 or column.shape[1] != 1 or column.shape[0] == 0:
         raise ValueError(
             "costs must hold one cost for each particle, shape [P] or [P, 1] with P > 0; got "
-            f"shape {list(costs.shape)}. Do not average over particles: the manager does."
+            f"shape {list(column.shape)}. Do not average over particles: the manager does."
         )
-    return costs
+    return column
 
 
 class LossBase(Propagator):
@@ -136,7 +135,8 @@ class LossProp(
         """Return the costs [P, 1] with their graph, if nothing but a baseline is added to them."""
         plain = type(self) is LossProp and type(self.propagators[0]) is BackPropagator
         if plain and self.is_made_of(BackPropagator, BaselineProp, LossBase) and node["lossgrad"]:
-            return node["pre_output"]
+            costs: Tensor = node["pre_output"]
+            return costs
         return None
 
 

@@ -378,6 +378,6 @@ def centred_at(x: Tensor | None, noise: Tensor, dist: Distribution) -> Tensor:
 def _covers(shape: torch.Size, other: torch.Size) -> bool:
     """Whether ``other`` broadcasts to ``shape`` itself."""
     try:
-        return torch.broadcast_shapes(shape, other) == shape
+        return bool(torch.broadcast_shapes(shape, other) == shape)
     except RuntimeError:
         return False

@@ -19,6 +19,7 @@ from lightning_proppo.callbacks import leaving
 from lightning_proppo.callbacks.leaving import leave_at_exit, leave_on_failure
 
 from ..launching import Ended, launch_together
+from ..notes import all_that_it_says
 
 SOON = 100  # seconds on a busy machine; a process group waits for 30 minutes
 
@@ -181,7 +182,7 @@ def test_a_rank_that_waited_in_vain_says_whose_traceback_to_read(
     leave_on_failure(trainer(), raised(error))
     assert not torch.distributed.is_initialized()
     assert caplog.text == ""
-    assert "the traceback of that rank tells why" in error.__notes__[0]
+    assert "the traceback of that rank tells why" in all_that_it_says(error)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from lightning_proppo.callbacks.alarms import Alarm
 from lightning_proppo.callbacks.pictures import Column, draw_columns
 from lightning_proppo.propagators import PauseProp
 
+from ..notes import all_that_it_says
+
 PARTICLES = 16
 STREAMS = ("RP", "LR", "TP")
 KINDS = ("variance", "snr", "gradient_norm", "particles_needed", "not_finite")
@@ -244,7 +246,7 @@ def test_an_exception_gives_the_manager_its_propagators_back(one_pl: ModuleType)
     with pytest.raises(KeyError, match="lost") as found:
         fit(one_pl, module, [callback, VarianceMonitor()])
     assert module.manager.default_propagator is own
-    assert any("compare=['LR']" in note for note in found.value.__notes__)
+    assert "compare=['LR']" in all_that_it_says(found.value)
 
 
 def test_it_can_be_pickled_after_training(one_pl: ModuleType) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import yaml
 
 from lightning_proppo.cli import load_module, main
 from proppo_agents import PILCO, EnsembleDynamics, MLPPolicy, SaturatingCost
+from proppo_agents.costs import Cost
+from proppo_agents.parts import make_part
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "pilco_cartpole.yaml")
@@ -49,6 +52,18 @@ def test_the_printed_configuration_tells_all_parts(capsys: pytest.CaptureFixture
     assert found["policy"]["init_args"] == {"hidden": [8], "activation": "tanh", "squash": "tanh"}
     assert found["initial"]["init_args"]["prior_weight"] == 1.0
     assert found["cost"]["init_args"]["width"] == [0.7, float("inf"), 0.5, float("inf")]
+
+
+@pytest.mark.parametrize("width", ["[0.7,.inf,0.5,.inf]", "[0.7,inf,0.5,inf]", "inf", ".inf"])
+def test_an_infinite_width_can_be_given_on_the_command_line(
+    capsys: pytest.CaptureFixture[str], width: str
+) -> None:
+    cost = ("--model.cost=SaturatingCost", "--model.cost.target=[0,0,0,0]")
+    found = printed(capsys, *cost, f"--model.cost.width={width}")["cost"]
+    # As a file with what was printed would have it.
+    made = make_part("cost", found, Cost)
+    assert isinstance(made, SaturatingCost)
+    assert made.width == (math.inf if "[" not in width else (0.7, math.inf, 0.5, math.inf))
 
 
 def test_parts_of_a_file_are_trained_and_come_back(

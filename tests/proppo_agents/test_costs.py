@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -128,9 +129,15 @@ class TestSaturating(CostContract):
         found = cost(next_observation=torch.tensor([[0.0, 2.0, 50.0]]))
         assert found.tolist() == [0.0]
 
-    def test_a_width_of_0_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="width must be positive numbers, or inf; got 0"):
-            SaturatingCost((0.0,), width=0)
+    def test_an_infinite_width_may_be_a_word(self) -> None:
+        cost = SaturatingCost((0.0, 0.0, 0.0), width=(1.0, "inf", math.inf))
+        assert cost.width == (1.0, math.inf, math.inf)
+
+    @pytest.mark.parametrize("width", [0, -1.0, math.nan, (), (1.0, "wide"), "wide", None])
+    def test_what_is_no_width_is_refused(self, width: Any) -> None:
+        told = re.escape(f"width must be positive numbers, or inf; got {width!r}")
+        with pytest.raises(ValueError, match=told):
+            SaturatingCost((0.0,), width=width)
 
 
 class TestLearned(CostContract):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import Self
 
 from proppo_agents.episodes import Episode
 from proppo_agents.parts import Part

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from proppo_agents.costs.base import ARGUMENTS, Cost
 from proppo_agents.worlds import World

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from proppo_agents.costs.base import Cost
 from proppo_agents.data import check_each
@@ -130,8 +131,8 @@ class SaturatingCost(_TargetCost):
 
     Args:
         target: t, [D].
-        width: w, one number or [D], positive, in the coordinates' units; ``inf``: a coordinate
-            that does not matter.
+        width: w, one number or [D], positive, in the coordinates' units; infinite: a coordinate
+            that does not matter, as a number or as the word ``inf``.
         action_weight: r, one number or [A], 0 or more; actions are in [-1, 1].
 
     Raises:
@@ -143,14 +144,13 @@ class SaturatingCost(_TargetCost):
     def __init__(
         self,
         target: Sequence[float],
-        width: float | Sequence[float] = 1.0,
+        # The word, because that is what jsonargparse makes of an infinite number in a list on the
+        # command line.
+        width: float | Literal["inf"] | Sequence[float | Literal["inf"]] = 1.0,
         action_weight: float | Sequence[float] = 0.0,
     ) -> None:
         super().__init__(target, action_weight)
-        widths = width if isinstance(width, Sequence) else (width,)
-        if not widths or not all(float(one) > 0 for one in widths):
-            raise ValueError(f"width must be positive numbers, or inf; got {width!r}.")
-        self.width = tuple(float(w) for w in widths) if isinstance(width, Sequence) else width
+        self.width = _widths(width)
 
     def _weights_of(self, size: int) -> Tensor:
         return check_each("width", self.width, size).pow(-2)
@@ -166,6 +166,17 @@ class SaturatingCost(_TargetCost):
         # expm1: near the target 1 - exp(-small) would lose every digit in float32.
         cost = -torch.expm1(-0.5 * self._squares(next_observation))
         return self._with_effort(cost, action)
+
+
+def _widths(value: Any) -> float | tuple[float, ...]:
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    try:
+        found = tuple(float(one) for one in (value if several else (value,)))
+    except (TypeError, ValueError):
+        found = ()
+    if not found or not all(one > 0 for one in found):
+        raise ValueError(f"width must be positive numbers, or inf; got {value!r}.")
+    return found if several else found[0]
 
 
 def _plain(name: str, value: Any) -> Any:

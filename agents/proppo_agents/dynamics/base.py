@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Self
 
 import torch
 from torch import Tensor
 from torch.distributions import Normal
+from typing_extensions import Self
 
 from proppo_agents.encodings import angle_changes, encode_angles
 from proppo_agents.episodes import Episode

@@ -170,7 +170,7 @@ def curves(rows: list[Row]) -> Curves:
 
 def spread(own: list[Row]) -> float:
     """Return the greatest variance over the least."""
-    variances = [row["variance"] for row in own]
+    variances: list[float] = [row["variance"] for row in own]
     return max(variances) / min(variances)
 
 
@@ -220,7 +220,9 @@ def _linear(found: Curves, betas: list[float]) -> Claim:
 
 def _growth(own: list[Row]) -> float:
     """Return the variance with the most paths over that with the fewest."""
-    return own[-1]["variance"] / own[0]["variance"]
+    most: float = own[-1]["variance"]
+    fewest: float = own[0]["variance"]
+    return most / fewest
 
 
 def _inaccurate(found: Curves, betas: list[float]) -> Claim:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Self
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from lightning_proppo.errors import check_choice
 from proppo_agents.encodings import check_angles, encode_angles

@@ -129,7 +129,7 @@ class Regressor(Part):
         like = fn(self._like)
         for name, value in self._state.items():
             check_fits_in(f"{name} of {type(self).__name__}", value, like.dtype)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch's
         before, self._like = self._like, like
         moved = (self._like.dtype, self._like.device) != (before.dtype, before.device)
         if self.fitted and moved:

@@ -147,6 +147,8 @@ class _Networks(nn.Module):
 
 def _negative_likelihood(network: _Networks, x: Tensor, y: Tensor) -> Tensor:
     """Return it [B, N] for inputs [B, N, I] and outputs [B, N, E], but for a constant."""
+    mean: Tensor
+    log: Tensor
     mean, log = network(x)
     return 0.5 * (log + (y - mean).square() * (-log).exp()).sum(-1)
 

@@ -69,7 +69,7 @@ def predict_own(
         order: [P], a permutation: particle ``order[i]`` goes by the i-th one's member. None: as
             they are.
     """
-    mean, std = _OwnPrediction.apply(inputs, members, order)
+    mean, std = _OwnPrediction.apply(inputs, members, order)  # type: ignore[no-untyped-call]  # PyTorch's
     return mean, std
 
 

@@ -108,7 +108,7 @@ class SparseGP(Regressor):
         return self.posterior.noise_std.detach()
 
 
-class _SparseProcesses(gpytorch.models.ApproximateGP):
+class _SparseProcesses(gpytorch.models.ApproximateGP):  # type: ignore[misc]  # it has no types
     """E processes with zero mean, each with inducing points of its own [E, M, I]."""
 
     def __init__(self, points: Tensor) -> None:
