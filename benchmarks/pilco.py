@@ -177,33 +177,50 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def draw(rows: Sequence[dict[str, str]], path: Path) -> None:
-    """Draw each group's real return against the trial: the median, and the quartiles as a band."""
+    """Draw the real return against the trial, a panel for each task.
+
+    A line is the median over seeds, a band its quartiles, a colour an estimator.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for number, ((config, options, estimator), own) in enumerate(groups(rows).items()):
-        curves = [[float(value) for value in row["returns"].split()] for row in own]
-        trials = range(min(map(len, curves)))
-        columns = [sorted(curve[k] for curve in curves) for k in trials]
-        style = {
-            "color": COLOURS[number % len(COLOURS)],
-            "marker": MARKERS[number % len(MARKERS)],
-            "markersize": 4,
-        }
-        label = f"{estimator}, {config}{f' ({options})' if options else ''}, {len(own)} seeds"
-        ax.plot(trials, [statistics.median(column) for column in columns], label=label, **style)
-        if len(own) > 1:
-            quartiles = [statistics.quantiles(column, n=4) for column in columns]
-            low, high = [q[0] for q in quartiles], [q[2] for q in quartiles]
-            ax.fill_between(trials, low, high, color=style["color"], alpha=0.15, linewidth=0)
-    ax.set_xlabel("episode (the first ones with random actions)")
-    ax.set_ylabel("return of the real episode")
-    ax.grid(alpha=0.3)
-    ax.legend(fontsize=8)
-    figure.savefig(path, dpi=130)
+    panels: dict[str, dict[str, list[dict[str, str]]]] = {}
+    for (config, options, estimator), own in groups(rows).items():
+        task = config.removesuffix(f"_{estimator.lower()}")
+        panels.setdefault(f"{task} {options}".strip(), {})[estimator] = own
+    columns = min(len(panels), 2)
+    lines = math.ceil(len(panels) / columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(5.5 * columns, 3.6 * lines), layout="constrained", squeeze=False
+    )
+    names = sorted({name for lines_of in panels.values() for name in lines_of})
+    for ax in list(axes.flat)[len(panels) :]:
+        ax.set_visible(False)
+    for ax, (task, lines_of) in zip(axes.flat, panels.items(), strict=False):
+        for estimator, own in lines_of.items():
+            number = names.index(estimator)
+            curves = [[float(value) for value in row["returns"].split()] for row in own]
+            trials = range(min(map(len, curves)))
+            at = [sorted(curve[k] for curve in curves) for k in trials]
+            style = {
+                "color": COLOURS[number % len(COLOURS)],
+                "marker": MARKERS[number % len(MARKERS)],
+                "markersize": 4,
+            }
+            label = f"{estimator}, {len(own)} seed{'s' if len(own) > 1 else ''}"
+            ax.plot(trials, [statistics.median(values) for values in at], label=label, **style)
+            if len(own) > 1:
+                quartiles = [statistics.quantiles(values, n=4, method="inclusive") for values in at]
+                low, high = [q[0] for q in quartiles], [q[2] for q in quartiles]
+                ax.fill_between(trials, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        ax.set_title(task, fontsize=10)
+        ax.set_xlabel("episode (the first with random actions)")
+        ax.set_ylabel("return, by the agent's cost")
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
