@@ -41,10 +41,10 @@ def export_policy(policy: Policy, world: World, path: str | Path) -> Path:
     ::
 
         controller = torch.export.load("policy.pt2").module()
-        action = controller(torch.as_tensor(observation)[None])[0]
+        action = controller(torch.as_tensor(observation, dtype=torch.float32)[None])[0]
 
     It takes any number P of observations [P, D] and returns actions [P, A] in the environment's own
-    units and within its bounds.
+    units and within its bounds: float32 both, whatever the policy was trained in.
 
     Args:
         policy: a trained one.
@@ -56,7 +56,8 @@ def export_policy(policy: Policy, world: World, path: str | Path) -> Path:
     """
     controller = Controller(policy, world).eval()
     like = next(policy.parameters())
-    example = torch.zeros(2, world.spaces.observation_size, dtype=like.dtype, device=like.device)
+    # A file takes one precision only. Most environments observe in this one.
+    example = torch.zeros(2, world.spaces.observation_size, dtype=torch.float32, device=like.device)
     particles = torch.export.Dim("particles", min=1)
     with torch.no_grad():
         program = torch.export.export(

@@ -29,6 +29,7 @@ def test_it_acts_without_this_package(tmp_path: Path) -> None:
     torch.manual_seed(0)
     policies = (RBFPolicy(), MLPPolicy(), LinearPolicy())
     agents = [PILCO("Pendulum-v1", policy=policy) for policy in policies]
+    agents.append(PILCO("Pendulum-v1").double())
     x = torch.randn(5, 3)
     paths = [str(agent.export(tmp_path / f"{k}.pt2")) for k, agent in enumerate(agents)]
     command = [sys.executable, "-c", SCRIPT, json.dumps(x.tolist()), *paths]
@@ -37,6 +38,6 @@ def test_it_acts_without_this_package(tmp_path: Path) -> None:
     assert foreign == []
     for agent, (one, several) in zip(agents, found, strict=True):
         # The pendulum's own bounds are 2 N m.
-        expected = 2 * agent.act(x).detach()
+        expected = 2 * agent.act(x).detach().float()
         torch.testing.assert_close(torch.tensor(several), expected, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(torch.tensor(one), expected[:1], rtol=1e-5, atol=1e-5)
