@@ -498,14 +498,14 @@ MUTANTS = (
         ),
         (
             "quotient's derivative",
-            "function._saved_self / (other * other)",
-            "function._saved_self / other",
+            "operand / (other * other)",
+            "operand / other",
             "per_particle per_particle_random",
         ),
         (
             "factor's own value",
-            "(function._saved_other if entry.slot == 0 else function._saved_self)",
-            "(function._saved_self if entry.slot == 0 else function._saved_other)",
+            "function._saved_other if entry.slot == 0 else function._saved_self",
+            "function._saved_self if entry.slot == 0 else function._saved_other",
             "per_particle per_particle_random",
         ),
     ),
