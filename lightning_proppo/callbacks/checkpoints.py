@@ -57,15 +57,16 @@ class WholeCheckpointIO(pl.plugins.TorchCheckpointIO):
             FileNotFoundError: if there is none.
             CheckpointError: if it cannot be read so.
         """
-        safely = weights_only is not False
         if _elsewhere(path):
-            elsewhere: dict[str, Any] = super().load_checkpoint(path, map_location, safely)
+            elsewhere: dict[str, Any] = super().load_checkpoint(
+                path, map_location, weights_only=weights_only is not False
+            )
             return elsewhere
         where = "cpu" if map_location is None else map_location
         if not Path(path).exists():
             raise FileNotFoundError(f"there is no checkpoint {path}.")
         try:
-            found: dict[str, Any] = torch.load(path, where, weights_only=safely)
+            found: dict[str, Any] = torch.load(path, where, weights_only=weights_only is not False)
         # A damaged file can make torch and zipfile raise almost anything.
         except Exception as error:
             # Torch's own words would advise to read it unsafely.
