@@ -185,6 +185,7 @@ def draw(rows: Sequence[dict[str, str]], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     panels: dict[str, dict[str, list[dict[str, str]]]] = {}
     for (config, options, estimator), own in groups(rows).items():
@@ -218,6 +219,7 @@ def draw(rows: Sequence[dict[str, str]], path: Path) -> None:
         ax.set_title(task, fontsize=10)
         ax.set_xlabel("episode (the first with random actions)")
         ax.set_ylabel("return, by the agent's cost")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)
     figure.savefig(path, dpi=110)
