@@ -259,6 +259,14 @@ def write(rows: Sequence[dict[str, Any]]) -> None:
     sys.stdout.write("\n".join(lines) + "\n")
 
 
+def save(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write what there is so far."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main() -> None:
     """Time the trainings, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -294,12 +302,9 @@ def main() -> None:
                 rows.append({"agent": name, "round": number, **clock.row()})
                 rows[-1]["load"] = os.getloadavg()[0]
                 bar.update()
+                if arguments.csv is not None:
+                    save(rows, arguments.csv)
     write(rows)
-    if arguments.csv is not None:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
 
 
 if __name__ == "__main__":
