@@ -141,6 +141,16 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def add(line: dict[str, Any], path: Path) -> None:
+    """Add a run's line to those that are there."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(line)
+
+
 def groups(rows: Sequence[dict[str, str]]) -> dict[tuple[str, str, str], list[dict[str, str]]]:
     """Return the lines of each configuration, its options, and estimator."""
     found: dict[tuple[str, str, str], list[dict[str, str]]] = {}
@@ -261,12 +271,7 @@ def main() -> None:
                 failed += 1
                 sys.stderr.write(f"{error}\n")
                 continue
-            new = not arguments.csv.exists()
-            with arguments.csv.open("a", newline="") as file:
-                writer = csv.DictWriter(file, FIELDS)
-                if new:
-                    writer.writeheader()
-                writer.writerow(line)
+            add(line, arguments.csv)
     rows = read(arguments.csv)
     sys.stdout.write("\n".join(table(rows)) + "\n")
     if arguments.png is not None and rows:

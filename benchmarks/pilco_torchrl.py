@@ -25,7 +25,6 @@ episode of random actions that is a hundred times for the cart's place.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.util
 import math
 import statistics
@@ -40,7 +39,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.pilco import EPISODES, FIELDS, read, table
+from benchmarks.pilco import EPISODES, add, read, table
 from proppo_agents.episodes import Episode, collect_episode
 
 ENVIRONMENT = "proppo_envs:CartPoleSwingUp-v0"
@@ -281,12 +280,7 @@ def main() -> None:
                 failed += 1
                 bar.write(f"seed {seed}: {error}", file=sys.stderr)
                 continue
-            new = not arguments.csv.exists()
-            with arguments.csv.open("a", newline="") as file:
-                writer = csv.DictWriter(file, FIELDS)
-                if new:
-                    writer.writeheader()
-                writer.writerow(line)
+            add(line, arguments.csv)
     sys.stdout.write("\n".join(table(read(arguments.csv))) + "\n")
     if failed:
         raise SystemExit(f"{failed} of {len(missing)} runs failed; they are not in the table.")
