@@ -18,7 +18,7 @@ from torch.distributions import Normal
 
 from lightning_proppo import PropagationManager
 from lightning_proppo.containers import Listed
-from lightning_proppo.propagators import ComboProp, LossProp, Propagator, mcgrad_temp
+from lightning_proppo.propagators import ComboProp, Propagator, mcgrad_temp
 
 # --8<-- [end:imports]
 from proppo_envs import ChaoticRNN
@@ -114,9 +114,7 @@ class RegressedLRBase(Propagator):
 class RegressedLRProp(ComboProp, propagators=mcgrad_temp(backprop=True, base=RegressedLRBase)):
     """:class:`RegressedLRBase`, which has its own baseline, with back-propagation."""
 
-    def loss_propagator(self) -> Propagator:
-        """Return a loss without baseline: the samples subtract their own."""
-        return LossProp(baseline=False)
+    loss_baseline = False  # the samples subtract their own
 
 
 # --8<-- [end:prop]

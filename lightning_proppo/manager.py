@@ -526,8 +526,7 @@ class PropagationManager:
             self.append_loss(costs, **kwargs)
         if not self._costs:
             raise PropagationError(f"{name}: there are no costs; pass costs, or append_loss them.")
-        needs_graph = getattr(self.default_propagator, "uses_cost_gradient", False)
-        if needs_graph and not self._graph_in_costs:
+        if self.default_propagator.uses_cost_gradient and not self._graph_in_costs:
             raise PropagationError(
                 f"{name}: {type(self.default_propagator).__name__} differentiates the costs, "
                 "but they have no graph. Compute them from the samples with torch operations "

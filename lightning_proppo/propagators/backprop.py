@@ -46,6 +46,8 @@ def back_propagate(outputs: list[Tensor], cotangents: list[Tensor | None]) -> No
 class BackPropagator(Propagator):
     """Back-propagates the pairs ``'outputs'`` and ``'grads'`` of the message and removes them."""
 
+    loss_baseline = False
+
     def backward_impl(self, node: Any, message: Any) -> Any:
         """Back-propagate if the message has gradients; the rest of it is passed on.
 
@@ -68,9 +70,3 @@ class BackPropagator(Propagator):
                 )
             back_propagate(outputs, grads)
         return message
-
-    def loss_propagator(self) -> Propagator:
-        """Return a loss without baseline: nothing here uses the loss's value."""
-        from lightning_proppo.propagators.loss import LossProp
-
-        return LossProp(baseline=False)

@@ -41,8 +41,15 @@ class Propagator:
 
     Raises:
         TypeError: for an option that ``forward_impl`` does not take.
+
+    Attributes:
+        uses_cost_gradient: whether costs without a graph are refused.
+        loss_baseline: whether a baseline is subtracted at losses. False where samples subtract
+            their own, or where the losses' values are not used.
     """
 
+    uses_cost_gradient: bool = False
+    loss_baseline: bool = True
     default_init_kwargs: ClassVar[dict[str, Any]] = {}
     # Names of options, in the order of a call, that have been found to be known.
     _checked: frozenset[tuple[str, ...]] = frozenset()
@@ -161,10 +168,14 @@ class Propagator:
         return None
 
     def loss_propagator(self) -> Propagator:
-        """Return the propagator for losses of rollouts that use this propagator."""
+        """Return the propagator for losses of rollouts that use this propagator.
+
+        It back-propagates the costs' gradient in any case: a cost that depends on parameters
+        directly (an action's price, say) has a part that no sample's score covers.
+        """
         from lightning_proppo.propagators.loss import LossProp
 
-        return LossProp()
+        return LossProp(baseline=self.loss_baseline)
 
     def forward_options(self) -> frozenset[str] | None:
         """Return the names of the forward computation's options; None if it takes any."""

@@ -14,7 +14,6 @@ from lightning_proppo.graph import cut
 from lightning_proppo.mixtures import share_samples
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
-from lightning_proppo.propagators.loss import LossProp
 from lightning_proppo.propagators.normal import (
     NormalDraw,
     check_noise,
@@ -82,6 +81,8 @@ class BIWBase(Propagator):
     Unbiased if ``group_size`` makes more than one group; else up to O(1/P).
     """
 
+    loss_baseline = False
+
     def forward_impl(
         self,
         x: Any,
@@ -134,14 +135,8 @@ class BIWBase(Propagator):
         lr, expected = share_backward(draw, losses, node["share"], node["group_size"])
         return {"outputs": Listed(*lr.outputs), "grads": Listed(*lr.cotangents), **expected}
 
-    def loss_propagator(self) -> Propagator:
-        """Return a loss whose gradient reaches the parameters that it depends on directly."""
-        return LossProp(baseline=False)
-
 
 class BIWProp(ComboProp, propagators=mcgrad_temp(backprop=True, base=BIWBase)):
     """:class:`BIWBase`, which has its own baseline, with back-propagation unless it is off."""
 
-    def loss_propagator(self) -> Propagator:
-        """Return a loss without baseline."""
-        return LossProp(baseline=False)
+    loss_baseline = False

@@ -100,7 +100,7 @@ def comparing_propagators(
     base = ComparingBase(comparison, baseline or BaselineProp(mean_baseline), **options)
     samples = ComboProp([BackPropagator(), base], **sampler.default_forward_kwargs)
     # What the manager asks of an estimator that differentiates the costs.
-    samples.uses_cost_gradient = comparison.used != "LR"  # type: ignore[attr-defined]
+    samples.uses_cost_gradient = comparison.used != "LR"
     return samples, ComboProp([BackPropagator(), ComparingLossBase(comparison)])
 
 

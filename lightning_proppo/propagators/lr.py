@@ -8,7 +8,6 @@ from lightning_proppo.containers import Listed
 from lightning_proppo.graph import cut
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
-from lightning_proppo.propagators.loss import LossProp
 from lightning_proppo.propagators.normal import (
     NormalDraw,
     check_noise,
@@ -43,6 +42,8 @@ class LRBase(Propagator):
     Transforms without parameters, e.g. the tanh of a squashed action, are taken for a part of the
     costs, and the score is the base distribution's: that of a saturated action has no inverse.
     """
+
+    loss_baseline = False
 
     def forward_impl(
         self,
@@ -100,18 +101,8 @@ class LRBase(Propagator):
             way = lr_pathway(node["log_prob"], losses)
         return {"outputs": Listed(*way.outputs), "grads": Listed(*way.cotangents)}
 
-    def loss_propagator(self) -> Propagator:
-        """Return a loss whose gradient reaches the parameters that it depends on directly."""
-        return LossProp(baseline=False)
-
 
 class LRProp(ComboProp, propagators=mcgrad_temp(backprop=True, base=LRBase, baseline=True)):
     """:class:`LRBase` with a leave-one-out baseline and back-propagation, each optional."""
 
-    def loss_propagator(self) -> Propagator:
-        """Return a loss without baseline (the samples subtract their own).
-
-        Its gradient is back-propagated, because a cost that depends on parameters directly (an
-        action's price, say) has a part that no sample's score covers.
-        """
-        return LossProp(baseline=False)
+    loss_baseline = False

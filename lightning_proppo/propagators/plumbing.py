@@ -28,6 +28,8 @@ def gradient_message(node: Any) -> dict[str, Any]:
 class PauseBase(Propagator):
     """Cuts the graph: gathers all gradients that arrive and sends their sum on, once."""
 
+    loss_baseline = False
+
     def forward_impl(self, x: Any, node: Any = None) -> Any:
         """Return ``x`` [P, ...] cut from its past.
 
@@ -44,19 +46,11 @@ class PauseBase(Propagator):
         del message
         return gradient_message(node)
 
-    def loss_propagator(self) -> Propagator:
-        """Return a loss without baseline."""
-        from lightning_proppo.propagators.loss import LossProp
-
-        return LossProp(baseline=False)
-
 
 class PauseProp(ComboProp, propagators=mcgrad_temp(backprop=True, base=PauseBase)):
     """:class:`PauseBase`, with back-propagation unless ``backprop=False``."""
 
-    def loss_propagator(self) -> Propagator:
-        """Return a loss without baseline."""
-        return PauseBase().loss_propagator()
+    loss_baseline = False
 
 
 class SkipProp(Propagator):

@@ -12,7 +12,6 @@ from lightning_proppo.pooling import fit_gaussian_over
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
 from lightning_proppo.propagators.chain import ChainProp
-from lightning_proppo.propagators.loss import LossProp
 from lightning_proppo.propagators.plumbing import detached_output, gradient_message
 from lightning_proppo.propagators.rp import RPProp
 from lightning_proppo.ranks import active_ranks, sum_gradients
@@ -33,6 +32,7 @@ class ResampleBase(Propagator):
     """
 
     uses_cost_gradient = True
+    loss_baseline = False
 
     def forward_impl(self, x: Any, node: Any = None, detach: bool = True) -> Any:
         """Return new particles of the shape of ``x`` [P, ...].
@@ -55,19 +55,12 @@ class ResampleBase(Propagator):
         del message
         return gradient_message(node)
 
-    def loss_propagator(self) -> Propagator:
-        """Return a loss without baseline."""
-        return LossProp(baseline=False)
-
 
 class ResampleProp(ComboProp, propagators=mcgrad_temp(backprop=True, base=ResampleBase)):
     """:class:`ResampleBase`, with back-propagation unless ``backprop=False``."""
 
     uses_cost_gradient = True
-
-    def loss_propagator(self) -> Propagator:
-        """Return a loss without baseline."""
-        return LossProp(baseline=False)
+    loss_baseline = False
 
 
 class GRProp(ChainProp, propagators=ChainInit(rp=RPProp, resamp=ResampleProp)):

@@ -9,7 +9,6 @@ from torch import Tensor
 from lightning_proppo.propagators.backprop import BackPropagator
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
-from lightning_proppo.propagators.loss import LossProp
 from lightning_proppo.propagators.normal import check_noise, draw_normal
 from lightning_proppo.propagators.plumbing import detached_output, gradient_message
 from lightning_proppo.propagators.sampling import (
@@ -31,6 +30,7 @@ class RPBase(Propagator):
     """
 
     uses_cost_gradient = True
+    loss_baseline = False
 
     def forward_impl(
         self,
@@ -76,10 +76,6 @@ class RPBase(Propagator):
         del message
         return gradient_message(node)
 
-    def loss_propagator(self) -> Propagator:
-        """Return a loss without baseline: RP does not use the loss's value."""
-        return LossProp(baseline=False)
-
 
 _ATTACHED = {"detach": False}
 
@@ -88,6 +84,7 @@ class RPProp(ComboProp, propagators=mcgrad_temp(backprop=True, base=RPBase)):
     """:class:`RPBase`, with back-propagation unless ``backprop=False``."""
 
     uses_cost_gradient = True
+    loss_baseline = False
 
     def attached(self, dist: Any) -> Tensor | None:
         """Return what plain PyTorch draws, if that is all that is to be done."""
@@ -97,7 +94,3 @@ class RPProp(ComboProp, propagators=mcgrad_temp(backprop=True, base=RPBase)):
         dist = make_distribution(None, dist, None, None, "RP")
         require_rsample(dist, "RP")
         return attached_sample(dist, None)
-
-    def loss_propagator(self) -> Propagator:
-        """Return a loss without baseline: RP does not use the loss's value."""
-        return LossProp(baseline=False)

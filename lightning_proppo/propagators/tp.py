@@ -26,7 +26,6 @@ from lightning_proppo.pooling import pooled_products, pooled_variances, pooled_w
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
 from lightning_proppo.propagators.biw import check_sharing, share_backward
-from lightning_proppo.propagators.loss import LossProp
 from lightning_proppo.propagators.lr import message_loss
 from lightning_proppo.propagators.normal import (
     NormalDraw,
@@ -82,6 +81,7 @@ class TPBase(Propagator):
     """
 
     uses_cost_gradient = True
+    loss_baseline = False
 
     def __init__(
         self,
@@ -239,10 +239,6 @@ class TPBase(Propagator):
         if pullback is not None:
             pullback.note("lr_weight", _mean_lr_weight(used))
         return {**sent, "k_counter": counter + 1, "k_lr_k_rp": _one_or_all(weights)}
-
-    def loss_propagator(self) -> Propagator:
-        """Return a loss without baseline: the samples subtract their own."""
-        return LossProp(baseline=False)
 
     def _mixed_gradients(
         self, node: Any, kept: list[Weights] | None, lr: Pathway, rp: Pathway
@@ -574,10 +570,7 @@ class TotalProp(ComboProp, propagators=mcgrad_temp(backprop=True, base=TPBase, b
     """:class:`TPBase` with a leave-one-out baseline and back-propagation, each optional."""
 
     uses_cost_gradient = True
-
-    def loss_propagator(self) -> Propagator:
-        """Return a loss without baseline: the samples subtract their own."""
-        return LossProp(baseline=False)
+    loss_baseline = False
 
 
 class TPXProp(TotalProp, ivw_target="node"):
