@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from lightning_proppo.precision import full_precision
+
 _JITTERS = (0.0, 1e-8, 1e-6, 1e-4)
-
-
-def full_precision(x: Tensor) -> AbstractContextManager[Any]:
-    """Return a context without autocast on the device of ``x``."""
-    device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
 
 
 def fit_gaussian(x: Tensor) -> tuple[Tensor, Tensor]:

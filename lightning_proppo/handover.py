@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lightning_proppo.containers import Message
 from lightning_proppo.errors import PropagationError, add_note
-from lightning_proppo.gaussians import full_precision
 from lightning_proppo.graph import Pullback, activate, tape_of
+from lightning_proppo.precision import full_precision
 from lightning_proppo.ranks import activate_ranks
 from lightning_proppo.tape import Tape
 

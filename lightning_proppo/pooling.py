@@ -11,12 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_proppo.gaussians import (
-    combine_gaussians,
-    fit_gaussian,
-    full_precision,
-    gaussian_moments,
-)
+from lightning_proppo.gaussians import combine_gaussians, fit_gaussian, gaussian_moments
+from lightning_proppo.precision import full_precision
 from lightning_proppo.ranks import ALONE, Ranks, sum_together
 from lightning_proppo.variances import (
     deviation_products,

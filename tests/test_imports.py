@@ -35,6 +35,7 @@ MATHEMATICS = tuple(
         "estimators",
         "gaussians",
         "mixtures",
+        "precision",
         "quasi",
         "variances",
     )

@@ -9,14 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from lightning_proppo.densities import (
-    flatten_transforms,
-    is_narrow,
-    normal_log_density,
-    widen,
-    with_parameters,
-)
+from lightning_proppo.densities import flatten_transforms, normal_log_density, with_parameters
 from lightning_proppo.errors import check_choice
+from lightning_proppo.precision import is_narrow, widen
 from lightning_proppo.propagators.sampling import Image, centred_at
 from lightning_proppo.quasi import quasi_random_normal
 

@@ -30,10 +30,10 @@ from lightning_proppo.densities import (
     support_is_discrete,
     support_moves,
     transformed,
-    widen,
     with_parameters,
 )
 from lightning_proppo.graph import vector_jacobian_product
+from lightning_proppo.precision import widen
 
 DistParams = Mapping[str, Any] | Sequence[Any] | Callable[[Any], Mapping[str, Any]]
 
@@ -219,7 +219,7 @@ class Draw:
 def draw(dist: Distribution, x: Tensor | None, reparameterized: bool) -> Draw:
     """Draw a sample [P, ...] with its log-density, around ``x`` where it is given.
 
-    Sample and density have 32 bits at least; see :func:`~lightning_proppo.densities.widen`.
+    Sample and density have 32 bits at least; see :func:`~lightning_proppo.precision.widen`.
 
     Args:
         dist: any distribution; with ``rsample`` if ``reparameterized``.
@@ -321,7 +321,7 @@ def _check_transforms(base: Distribution) -> None:
 def reparameterized_sample(dist: Distribution, x: Tensor | None) -> Tensor:
     """Draw a sample that carries gradients, [P, ...], around ``x`` where it is given.
 
-    In 32 bits at least; see :func:`~lightning_proppo.densities.widen`.
+    In 32 bits at least; see :func:`~lightning_proppo.precision.widen`.
 
     Raises:
         ValueError: if the particles have not each their own noise.

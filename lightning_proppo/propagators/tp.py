@@ -13,7 +13,6 @@ from torch import Tensor
 from lightning_proppo.containers import Listed
 from lightning_proppo.densities import log_density
 from lightning_proppo.errors import check_choice
-from lightning_proppo.gaussians import full_precision
 from lightning_proppo.graph import (
     LeafIndex,
     active_pullback,
@@ -23,6 +22,7 @@ from lightning_proppo.graph import (
 )
 from lightning_proppo.per_particle import Answers, ParameterUses, find_parameter_uses
 from lightning_proppo.pooling import pooled_products, pooled_variances, pooled_weights
+from lightning_proppo.precision import full_precision
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
 from lightning_proppo.propagators.biw import check_sharing, share_backward

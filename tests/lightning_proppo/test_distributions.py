@@ -66,13 +66,8 @@ from torch.distributions import (
 from torch.distributions.transforms import Transform
 
 from lightning_proppo import PropagationManager
-from lightning_proppo.densities import (
-    flatten_transforms,
-    floating_tensors,
-    log_density,
-    widen,
-    with_parameters,
-)
+from lightning_proppo.densities import flatten_transforms, log_density, with_parameters
+from lightning_proppo.precision import floating_tensors, widen
 from lightning_proppo.propagators import GSLoss, LRProp, RPProp
 
 from .exact_moments import assert_mean

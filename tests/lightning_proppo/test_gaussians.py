@@ -14,11 +14,11 @@ from lightning_proppo.gaussians import (
     cholesky,
     combine_gaussians,
     fit_gaussian,
-    full_precision,
     gaussian_moments,
     sample_gaussian,
     shaped_statistic,
 )
+from lightning_proppo.precision import full_precision
 from lightning_proppo.propagators import GSLoss, LRProp, TotalProp
 
 P, D = 9, 3
