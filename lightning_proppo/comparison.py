@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_proppo.accuracy import squared_norm, trace_of_covariance
-from lightning_proppo.graph import Pullback, is_cut
+from lightning_proppo.backward_pass import BackwardPass
+from lightning_proppo.cuts import is_cut
 from lightning_proppo.per_particle import Answers, ParameterUses, find_parameter_uses
 from lightning_proppo.per_particle.plans import Graph, Plan
 from lightning_proppo.per_particle.rollouts import PullBack, RememberingUses, RolloutGradients
@@ -80,7 +81,7 @@ class Comparison:
         self.names = [name for name in STREAMS if name in self.names or name == self.used]
         self._numbers = {name: number for number, name in enumerate(self.names)}
         self.differentiable = False  # whether a cost has had a gradient
-        self._pass: Pullback | None = None
+        self._pass: BackwardPass | None = None
         self._cuts: set[int] = set()
         self._cotangents: dict[str, dict[int, Tensor]] = {name: {} for name in STREAMS}
         self._gradients: RolloutGradients | None = None
@@ -88,7 +89,7 @@ class Comparison:
 
     # -- which estimators --------------------------------------------------------------------
 
-    def recording(self, running: Pullback | None, particles: int) -> bool:
+    def recording(self, running: BackwardPass | None, particles: int) -> bool:
         """Return whether a pass is the first, which is looked at.
 
         Args:

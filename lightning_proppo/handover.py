@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from lightning_proppo.backward_pass import BackwardPass, activate
 from lightning_proppo.containers import Message
+from lightning_proppo.cuts import tape_of
 from lightning_proppo.errors import PropagationError, add_note
-from lightning_proppo.graph import Pullback, activate, tape_of
 from lightning_proppo.precision import full_precision
 from lightning_proppo.ranks import activate_ranks
 from lightning_proppo.tape import Tape
@@ -91,11 +92,11 @@ class ClosedTape:
             # must not be cast where backward is called under autocast (manual optimization).
             with (
                 full_precision(self.parameters[0]) if self.parameters else nullcontext(),
-                activate(Pullback(self.tape.index, defer=not self._cuts)) as pullback,
+                activate(BackwardPass(self.tape.index, defer=not self._cuts)) as running,
                 activate_ranks(self.tape.ranks),
             ):
                 remaining = self.tape.run("backward", message)
-                pullback.finish()
+                running.finish()
         except RuntimeError as error:
             if "modified by an inplace operation" in str(error):
                 add_note(
@@ -110,7 +111,7 @@ class ClosedTape:
             raise
         self.differentiated = True
         known = {id(parameter) for parameter in self.parameters}
-        late = [p for key, p in pullback.parameters.items() if key not in known]
+        late = [p for key, p in running.parameters.items() if key not in known]
         if late and not self.takes_more:
             self.release(_FAILED)
             raise PropagationError(
@@ -122,10 +123,10 @@ class ClosedTape:
                 "manager.loss(...)."
             )
         self.parameters.extend(late)
-        found = [pullback.gradients.get(id(parameter)) for parameter in self.parameters]
+        found = [running.gradients.get(id(parameter)) for parameter in self.parameters]
         if not keep:
             self.release(_DIFFERENTIATED)
-        return found, remaining, pullback.statistics
+        return found, remaining, running.statistics
 
     def release(self, reason: str) -> None:
         """Let go of cuts and graph; another pass is refused for that reason."""

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from lightning_proppo.backward_pass import active_pass
 from lightning_proppo.containers import MARKS, Container, Message, Node
 from lightning_proppo.errors import PropagationError, did_you_mean
-from lightning_proppo.graph import active_pullback
 from lightning_proppo.handover import ClosedTape, hand_over
 from lightning_proppo.pooling import check_same
 from lightning_proppo.propagators import (
@@ -520,7 +520,7 @@ class PropagationManager:
 
     def _total_cost(self, name: str, costs: Any, kwargs: dict[str, Any]) -> Tensor:
         """Return the mean cost of the rollout, with its graph where costs are plain."""
-        if active_pullback() is not None:
+        if active_pass() is not None:
             raise PropagationError(f"{name}: a backward pass is running already.")
         if costs is not None:
             self.append_loss(costs, **kwargs)

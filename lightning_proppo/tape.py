@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from lightning_proppo.containers import MARKS, Container, Content, Message, Node, as_message
+from lightning_proppo.cuts import is_cut, mark_cut, tape_of
 from lightning_proppo.errors import PropagationError
-from lightning_proppo.graph import LeafIndex, is_cut, mark_cut, tape_of
+from lightning_proppo.graph import LeafIndex
 from lightning_proppo.precision import floating_tensors
 from lightning_proppo.ranks import ALONE
 

@@ -70,9 +70,11 @@ AGENTS_PARTS = tuple(
 )
 # What a layer must not import, at run time or for its types' sake.
 FORBIDDEN = {
-    "lightning_proppo.containers": ("graph", "propagators", "tape", "handover", "manager"),
+    "lightning_proppo.containers": ("graph", "cuts", "propagators", "tape", "handover", "manager"),
     "lightning_proppo.initializers": ("propagators", "tape", "handover", "manager"),
-    "lightning_proppo.graph": ("containers", "propagators", "tape", "handover", "manager"),
+    "lightning_proppo.graph": ("cuts", "containers", "propagators", "tape", "handover", "manager"),
+    "lightning_proppo.cuts": ("graph", "containers", "propagators", "tape", "handover", "manager"),
+    "lightning_proppo.backward_pass": ("containers", "propagators", "tape", "handover", "manager"),
     "lightning_proppo.per_particle": (
         "containers",
         "initializers",

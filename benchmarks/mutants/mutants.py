@@ -191,7 +191,7 @@ MUTANTS = (
         ("uniform for normal", "torch.special.ndtri(", "(", "quasi"),
     ),
     *_of(
-        "graph.py",
+        "backward_pass.py",
         (
             "a cut forgets what it had",
             "gradient if leaf.grad is None else leaf.grad + gradient",
@@ -204,6 +204,9 @@ MUTANTS = (
             "self.gradients[key] = gradient",
             "manager graph",
         ),
+    ),
+    *_of(
+        "graph.py",
         ("hooks fire in each segment", "    if not hooked:\n", "    if True:\n", "graph handover"),
         (
             "leaves walked once only",

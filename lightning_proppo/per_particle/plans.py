@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from lightning_proppo.graph import _AccumulateGrad
+from lightning_proppo.graph import AccumulateGrad
 from lightning_proppo.per_particle.arithmetic import LIGHT, TRANSPARENT
 from lightning_proppo.per_particle.layouts import LEADING, Layout, Shape
 from lightning_proppo.per_particle.registry import (
@@ -125,7 +125,7 @@ def read_graph(outputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Graph
             continue
         positions[function] = len(functions)
         functions.append(function)
-        if type(function) is _AccumulateGrad:
+        if type(function) is AccumulateGrad:
             leaf = function.variable
             which = (numbers.get(id(leaf), -1),)
             operations.append(Operation(LEAF, (tuple(leaf.shape),), (), which))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from lightning_proppo.graph import _AccumulateGrad, vector_jacobian_product
+from lightning_proppo.graph import AccumulateGrad, vector_jacobian_product
 from lightning_proppo.per_particle.contributions import (
     Contribution,
     Dense,
@@ -257,7 +257,7 @@ class ParameterUses:
         for (position, result), rows in operands.items():
             function, shape = functions[position], operations[position].shapes[result]
             rows = rows.reshape(rows.shape[0], *shape)
-            if type(function) is _AccumulateGrad:
+            if type(function) is AccumulateGrad:
                 arrived[id(function.variable)] = rows
             else:
                 edges.append(GradientEdge(function, result))

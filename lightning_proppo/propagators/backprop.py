@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_proppo.graph import active_pullback
+from lightning_proppo.backward_pass import active_pass
 from lightning_proppo.propagators.base import Propagator
 
 
@@ -36,11 +36,11 @@ def back_propagate(outputs: list[Tensor], cotangents: list[Tensor | None]) -> No
         kept_cotangents.append(cotangent)
     if not kept_outputs:
         return
-    pullback = active_pullback()
-    if pullback is None:
+    running = active_pass()
+    if running is None:
         torch.autograd.backward(kept_outputs, kept_cotangents)
     else:
-        pullback.pull(kept_outputs, kept_cotangents)
+        running.pull(kept_outputs, kept_cotangents)
 
 
 class BackPropagator(Propagator):

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_proppo.backward_pass import active_pass
 from lightning_proppo.baselines import mean_baseline
 from lightning_proppo.comparison import Comparison
 from lightning_proppo.containers import Listed
 from lightning_proppo.densities import family
-from lightning_proppo.graph import LeafIndex, active_pullback, vector_jacobian_product
+from lightning_proppo.graph import LeafIndex, vector_jacobian_product
 from lightning_proppo.per_particle import Answers, ParameterUses, find_parameter_uses
 from lightning_proppo.propagators.backprop import BackPropagator
 from lightning_proppo.propagators.base import ComboProp, Propagator
@@ -159,7 +160,7 @@ class ComparingBase(TPBase):
         losses = message.get("local_loss")
         if losses is None:  # no cost follows this sample
             return {}
-        comparison, running = self.comparison, active_pullback()
+        comparison, running = self.comparison, active_pass()
         recording = comparison.recording(running, losses.shape[0])
         names = comparison.wanted(recording)
         sent: dict[str, Any] = {}
@@ -325,7 +326,7 @@ class ComparingLossBase(LossBase):
         sent = super().backward_impl(node, message)
         if "outputs" not in sent:
             return sent
-        comparison, running = self.comparison, active_pullback()
+        comparison, running = self.comparison, active_pass()
         costs = node["pre_output"]
         (cotangent,) = sent["grads"].get()
         particles = costs.shape[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_proppo.containers import Listed
-from lightning_proppo.graph import cut
+from lightning_proppo.cuts import cut
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
 from lightning_proppo.propagators.normal import (

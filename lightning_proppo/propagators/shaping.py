@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_proppo.containers import Listed
+from lightning_proppo.cuts import cut
 from lightning_proppo.gaussians import sample_gaussian, shaped_statistic
-from lightning_proppo.graph import cut
 from lightning_proppo.initializers import ChainInit, Init, Optional
 from lightning_proppo.pooling import fit_gaussian_over
 from lightning_proppo.propagators.backprop import BackPropagator

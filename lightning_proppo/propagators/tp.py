@@ -10,16 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_proppo.backward_pass import active_pass
 from lightning_proppo.containers import Listed
+from lightning_proppo.cuts import cut, is_cut
 from lightning_proppo.densities import log_density
 from lightning_proppo.errors import check_choice
-from lightning_proppo.graph import (
-    LeafIndex,
-    active_pullback,
-    cut,
-    is_cut,
-    vector_jacobian_product,
-)
+from lightning_proppo.graph import LeafIndex, vector_jacobian_product
 from lightning_proppo.per_particle import Answers, ParameterUses, find_parameter_uses
 from lightning_proppo.pooling import pooled_products, pooled_variances, pooled_weights
 from lightning_proppo.precision import full_precision
@@ -235,9 +231,9 @@ class TPBase(Propagator):
         else:
             weights, used, mixed = self._mixed_gradients(node, kept, lr, rp)
             sent.update(mixed)
-        pullback = active_pullback()
-        if pullback is not None:
-            pullback.note("lr_weight", _mean_lr_weight(used))
+        running = active_pass()
+        if running is not None:
+            running.note("lr_weight", _mean_lr_weight(used))
         return {**sent, "k_counter": counter + 1, "k_lr_k_rp": _one_or_all(weights)}
 
     def _mixed_gradients(
@@ -252,8 +248,8 @@ class TPBase(Propagator):
             The weights, those that were used (see :func:`_shielded`), and what is to be sent.
         """
         crossed = node["weighting"] == "cross-fitted"
-        pullback = active_pullback()
-        index = pullback.index if pullback is not None else LeafIndex()
+        running = active_pass()
+        index = running.index if running is not None else LeafIndex()
         outputs = _distinct([*lr.outputs, *rp.outputs])
         leaves = index.leaves(outputs)
         particles = lr.cotangents[0].shape[0]

@@ -13,19 +13,9 @@ from torch.distributions import Normal
 
 import lightning_proppo.graph as graph
 from lightning_proppo import PropagationError, PropagationManager
-from lightning_proppo.graph import (
-    LeafIndex,
-    Pullback,
-    activate,
-    active_pullback,
-    cut,
-    find_leaves,
-    hooks_muted,
-    is_cut,
-    mark_cut,
-    tape_of,
-    vector_jacobian_product,
-)
+from lightning_proppo.backward_pass import BackwardPass, activate, active_pass
+from lightning_proppo.cuts import cut, is_cut, mark_cut, tape_of
+from lightning_proppo.graph import LeafIndex, find_leaves, hooks_muted, vector_jacobian_product
 from lightning_proppo.propagators import ChainProp, PauseProp, RPProp
 from lightning_proppo.propagators.backprop import back_propagate
 
@@ -292,41 +282,41 @@ def test_hooks_come_back_after_an_exception():
 
 def test_a_pullback_deposits_in_grad_for_cuts_and_keeps_what_parameters_get():
     weight, state = leaf(3), cut(leaf(3) * 2.0)
-    pullback = Pullback()
+    running = BackwardPass()
     one = torch.ones(3, dtype=torch.float64)
-    pullback.pull([weight * state], [one])
-    pullback.pull([weight * state], [2.0 * one])
+    running.pull([weight * state], [one])
+    running.pull([weight * state], [2.0 * one])
     torch.testing.assert_close(state.grad, 3.0 * weight.detach())
-    torch.testing.assert_close(pullback.gradients[id(weight)], 3.0 * state.detach())
-    assert pullback.parameters[id(weight)] is weight
+    torch.testing.assert_close(running.gradients[id(weight)], 3.0 * state.detach())
+    assert running.parameters[id(weight)] is weight
     assert weight.grad is None
 
 
 def test_a_pullback_takes_leaves_themselves():
     weight, state = leaf(3), cut(leaf(3) * 2.0)
     one = torch.ones(3, dtype=torch.float64)
-    pullback = Pullback()
-    pullback.pull([weight, state, weight * 1.0], [one, 2.0 * one, 3.0 * one])
-    assert torch.equal(pullback.gradients[id(weight)], 4.0 * one)
+    running = BackwardPass()
+    running.pull([weight, state, weight * 1.0], [one, 2.0 * one, 3.0 * one])
+    assert torch.equal(running.gradients[id(weight)], 4.0 * one)
     assert torch.equal(state.grad, 2.0 * one)
 
 
 def test_sums_are_made_anew_and_the_cotangents_given_stay_as_they_are():
     weight = leaf(3)
     one = torch.ones(3, dtype=torch.float64)
-    pullback = Pullback()
+    running = BackwardPass()
     for _ in range(3):
-        pullback.deposit(weight, one)
+        running.deposit(weight, one)
     assert torch.equal(one, torch.ones(3, dtype=torch.float64))
-    assert torch.equal(pullback.gradients[id(weight)], 3.0 * one)
+    assert torch.equal(running.gradients[id(weight)], 3.0 * one)
 
 
 def test_a_gradient_with_a_graph_is_deposited_without_it():
     weight, state = leaf(3), cut(leaf(3) * 2.0)
-    pullback = Pullback()
+    running = BackwardPass()
     for target in (weight, state):
-        pullback.deposit(target, leaf(3) * 2.0)
-    assert not pullback.gradients[id(weight)].requires_grad
+        running.deposit(target, leaf(3) * 2.0)
+    assert not running.gradients[id(weight)].requires_grad
     assert not state.grad.requires_grad
 
 
@@ -349,49 +339,49 @@ def test_a_deferred_pass_goes_through_the_graph_once_and_finds_the_same():
     found = []
     for defer in (False, True):
         calls.clear()
-        pullback = Pullback(defer=defer)
+        running = BackwardPass(defer=defer)
         for k in range(4):
-            pullback.pull([shared * float(k + 1)], [one])
+            running.pull([shared * float(k + 1)], [one])
         assert len(calls) == (0 if defer else 4)
-        pullback.finish()
-        pullback.finish()  # a second time there is nothing left
+        running.finish()
+        running.finish()  # a second time there is nothing left
         assert len(calls) == (1 if defer else 4)
-        found.append(pullback.gradients[id(weight)])
+        found.append(running.gradients[id(weight)])
     assert torch.equal(*found)
     assert torch.equal(found[0], 20.0 * one)
 
 
 def test_a_pass_notes_values_without_their_graph():
-    pullback = Pullback()
+    running = BackwardPass()
     for value in (1.0, 2.0):
-        pullback.note("weight", leaf(1) * 0.0 + value)
-    assert [float(v) for v in pullback.statistics["weight"]] == [1.0, 2.0]
-    assert not any(v.requires_grad for v in pullback.statistics["weight"])
+        running.note("weight", leaf(1) * 0.0 + value)
+    assert [float(v) for v in running.statistics["weight"]] == [1.0, 2.0]
+    assert not any(v.requires_grad for v in running.statistics["weight"])
 
 
 def test_the_active_pass_is_the_innermost_and_ends_with_its_block():
-    outer, inner = Pullback(), Pullback()
-    assert active_pullback() is None
+    outer, inner = BackwardPass(), BackwardPass()
+    assert active_pass() is None
     with activate(outer):
         with activate(inner):
-            assert active_pullback() is inner
-        assert active_pullback() is outer
+            assert active_pass() is inner
+        assert active_pass() is outer
         elsewhere = []
-        thread = threading.Thread(target=lambda: elsewhere.append(active_pullback()))
+        thread = threading.Thread(target=lambda: elsewhere.append(active_pass()))
         thread.start()
         thread.join()
         assert elsewhere == [None]
-    assert active_pullback() is None
+    assert active_pass() is None
 
 
 def test_back_propagation_goes_to_the_active_pass_or_straight_to_grad():
     weight = leaf(3)
     one = torch.ones(3, dtype=torch.float64)
-    pullback = Pullback()
-    with activate(pullback):
+    running = BackwardPass()
+    with activate(running):
         back_propagate([weight * 2.0, weight * 3.0, one], [one, None, one])
     assert weight.grad is None
-    assert torch.equal(pullback.gradients[id(weight)], 2.0 * one)
+    assert torch.equal(running.gradients[id(weight)], 2.0 * one)
     back_propagate([weight * 2.0], [one])
     assert torch.equal(weight.grad, 2.0 * one)
     back_propagate([], [])
