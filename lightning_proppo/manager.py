@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,16 +12,16 @@ from torch.distributions import Distribution
 
 from lightning_proppo.backward_pass import active_pass
 from lightning_proppo.containers import MARKS, Container, Message, Node
+from lightning_proppo.costs import RolloutCosts, mean_cost
 from lightning_proppo.errors import PropagationError, did_you_mean
 from lightning_proppo.handover import ClosedTape, hand_over
-from lightning_proppo.pooling import check_same
 from lightning_proppo.propagators import (
     BackPropagator,
     Propagator,
     estimator_names,
     make_estimator,
 )
-from lightning_proppo.ranks import ALONE, Ranks, activate_ranks, all_ranks
+from lightning_proppo.ranks import ALONE, activate_ranks, all_ranks
 from lightning_proppo.tape import Tape
 
 _TERMINAL: Any = object()
@@ -103,10 +102,6 @@ class PropagationManager:
             "_tape",
             "_finished",
             "_costs",
-            "_cost_nodes",
-            "_graph_in_costs",
-            "_only_plain_costs",
-            "_particles",
             "_unrecorded_costs",
             "_next",
         )
@@ -146,12 +141,8 @@ class PropagationManager:
     def _forget_rollout(self) -> None:
         self._tape = Tape(self.terminal_propagator)
         self._finished = False
-        self._costs: list[Tensor] = []
-        self._cost_nodes: list[Node] = []
-        self._graph_in_costs = False
-        self._only_plain_costs = True
-        self._particles: int | None = None  # of plain costs
-        self._unrecorded_costs: list[Tensor] = []
+        self._costs = RolloutCosts()
+        self._unrecorded_costs: list[Tensor] = []  # their means, of an evaluation
         # What the last call chose for the next one: recorded calls and evaluations apart.
         self._next: dict[bool, str | Propagator | None] = {True: None, False: None}
 
@@ -287,40 +278,14 @@ class PropagationManager:
                 f"{type(node.propagator).__name__} must output one cost for each particle; "
                 f"got {costs!r}."
             )
-        plain = node.propagator.plain_costs(node) if node.propagator is not None else None
-        column = costs.detach() if plain is None else plain
-        # In 32 bits at least: a sum over particles is beyond what 16 hold.
-        if column.dtype.itemsize < 4:
-            column = column.float()
-        particles = column.shape[0]
-        total = column.sum() / particles
         if not torch.is_grad_enabled():
-            self._unrecorded_costs.append(total)
+            self._unrecorded_costs.append(mean_cost(node))
             return costs
-        if self._costs and self._costs[0].device != total.device:
-            devices = f"{self._costs[0].device} and then on {total.device}"
+        try:
+            self._costs.add(node)
+        except BaseException:
             self._end_by_error()
-            raise ValueError(
-                f"costs of one rollout must be on one device; got costs on {devices}. Move them: "
-                "costs.to(x.device)."
-            )
-        self._costs.append(total)
-        if self._tape.ranks is not ALONE:
-            self._cost_nodes.append(node)
-        if plain is None:
-            self._only_plain_costs = False
-        elif self._particles not in (None, particles):
-            expected = self._particles
-            self._end_by_error()
-            raise ValueError(
-                "costs of one rollout must have the same number of particles; got "
-                f"{expected} and then {particles}. If an earlier rollout was abandoned, call "
-                "manager.reset() after it."
-            )
-        else:
-            self._particles = particles
-        before = node.get("pre_output")
-        self._graph_in_costs |= not isinstance(before, Tensor) or before.requires_grad
+            raise
         return costs
 
     # -- differentiation ---------------------------------------------------------------------
@@ -498,22 +463,10 @@ class PropagationManager:
         else:
             self._unrecorded_costs = []
 
-    def _refuse_costs(self, name: str) -> None:
-        means = [cost.detach().item() for cost in self._costs]
-        wrong = [i for i, mean in enumerate(means) if not math.isfinite(mean)]
-        came = "their sum overflows"
-        if wrong:
-            came = f"number {wrong[0] + 1} of {len(means)} has the mean {means[wrong[0]]}"
-        raise ValueError(
-            f"{name}: costs must be finite, or every particle's gradient would be lost; of the "
-            f"costs of this rollout, {came}. Has the state diverged? To skip the batch, "
-            "call manager.reset()."
-        )
-
     def _is_plain(self) -> bool:
         """Return whether to differentiate the mean cost is all that the propagators would do."""
         return (
-            self._only_plain_costs
+            self._costs.only_plain
             and self._tape.recorded == len(self._costs)
             and type(self.terminal_propagator) in (BackPropagator, type(None))
         )
@@ -526,46 +479,17 @@ class PropagationManager:
             self.append_loss(costs, **kwargs)
         if not self._costs:
             raise PropagationError(f"{name}: there are no costs; pass costs, or append_loss them.")
-        if self.default_propagator.uses_cost_gradient and not self._graph_in_costs:
+        if self.default_propagator.uses_cost_gradient and not self._costs.have_graph:
             raise PropagationError(
                 f"{name}: {type(self.default_propagator).__name__} differentiates the costs, "
                 "but they have no graph. Compute them from the samples with torch operations "
                 "(no detach(), no numpy), or use LR."
             )
-        value = self._costs[0] if len(self._costs) == 1 else torch.stack(self._costs).sum()
-        finite = math.isfinite(value.detach().item())
         ranks = self._tape.ranks
-        if ranks is not ALONE:
-            self._agree(name, ranks, value.device, finite)
-        if not finite:
-            self._refuse_costs(name)
+        value = self._costs.total(name, self._tape.calls, ranks)
         if ranks is not ALONE and not self._is_plain():
-            self._share_means(ranks)
+            self._costs.share_means(ranks)
         return value
-
-    def _agree(self, name: str, ranks: Ranks, device: torch.device, finite: bool) -> None:
-        """Raise on every rank if the ranks' rollouts differ, or one has costs that are not finite.
-
-        What follows are collectives, in which ranks that do something else would wait for ever.
-        """
-        first = self._cost_nodes[0].get("output")
-        own = [first.shape[0], self._tape.calls, len(self._costs), finite]
-        found = ranks.gather(torch.tensor(own, dtype=torch.int64, device=device)).tolist()
-        particles, calls, costs, all_finite = zip(*found, strict=True)
-        check_same("particles", particles)
-        check_same("samples and costs in a rollout", calls)
-        check_same("costs in a rollout", costs)
-        if finite and not all(all_finite):
-            raise ValueError(
-                f"{name}: costs must be finite, or every particle's gradient would be lost; those "
-                f"of rank {all_finite.index(False)} are not."
-            )
-
-    def _share_means(self, ranks: Ranks) -> None:
-        """Tell loss nodes the means of their costs over all ranks, for baselines."""
-        own = torch.stack([cost.detach().double() for cost in self._costs])
-        for node, mean in zip(self._cost_nodes, ranks.sum(own) / ranks.size, strict=True):
-            node["mean_cost"] = mean
 
 
 class _OnFirstCall:

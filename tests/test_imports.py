@@ -92,7 +92,8 @@ FORBIDDEN = {
         "manager",
     ),
     "lightning_proppo.tape": ("propagators", "handover", "manager"),
-    "lightning_proppo.propagators": ("handover", "manager"),
+    "lightning_proppo.propagators": ("costs", "handover", "manager"),
+    "lightning_proppo.costs": ("propagators", "tape", "handover", "manager"),
 }
 
 

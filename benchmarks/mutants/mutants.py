@@ -277,12 +277,12 @@ MUTANTS = (
         ),
     ),
     *_of(
-        "manager.py",
-        ("sum for mean", "total = column.sum() / particles", "total = column.sum()", "manager"),
+        "costs.py",
+        ("sum for mean", "costs.sum() / costs.shape[0]", "costs.sum()", "manager"),
         (
             "mean over steps",
-            "torch.stack(self._costs).sum()",
-            "torch.stack(self._costs).mean()",
+            "torch.stack(self._means).sum()",
+            "torch.stack(self._means).mean()",
             "manager",
         ),
         ("means of costs summed", "ranks.sum(own) / ranks.size", "ranks.sum(own)", "ranks"),
