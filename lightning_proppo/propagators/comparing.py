@@ -27,21 +27,19 @@ from lightning_proppo.propagators.pathways import (
     lr_pathway,
     normal_lr_pathway,
     normal_rp_pathway,
+    outputs_of,
     rp_pathway,
 )
 from lightning_proppo.propagators.rp import RPBase, RPProp
 from lightning_proppo.propagators.sampling import make_distribution
-from lightning_proppo.propagators.tp import (
-    TotalProp,
-    TPBase,
-    TPXProp,
+from lightning_proppo.propagators.tp import TotalProp, TPBase, TPXProp
+from lightning_proppo.propagators.weights import (
     Weights,
-    _distinct,
-    _mean_lr_weight,
-    _mixed_cotangents,
-    _shielded,
-    _shielded_at_node,
-    _weights_at_node,
+    mean_lr_weight,
+    mixed_cotangents,
+    shielded,
+    shielded_at_node,
+    weights_at_node,
 )
 from lightning_proppo.variances import mix
 
@@ -171,13 +169,13 @@ class ComparingBase(TPBase):
             # An option of this sample alone, which is left to TP.
             return {**sent, **super().backward_impl(node, message)}
         ways = self._ways(node, message, names)
-        outputs = _distinct([output for way in ways.values() for output in way.outputs])
+        outputs = outputs_of(ways.values())
         leaves = (running.index if running is not None else LeafIndex()).leaves(outputs)
         seen = comparison.uses(outputs, leaves, losses.shape[0]) if recording else None
         weight: Tensor | None = None
         if "TP" in ways:
             pulled, gradients, weights, used = self._mixed(node, message, ways, leaves, seen)
-            weight = _mean_lr_weight([used])
+            weight = mean_lr_weight([used])
             sent.update(k_counter=message.get("k_counter", 0) + 1, k_lr_k_rp=weights)
             if running is not None and comparison.used == "TP":
                 running.note("lr_weight", weight)
@@ -255,7 +253,7 @@ class ComparingBase(TPBase):
         if seen is not None and [*map(id, seen.parameters)] == [*map(id, parameters)]:
             uses: ParameterUses | None = seen
         else:
-            outputs = _distinct([*lr.outputs, *rp.outputs])
+            outputs = outputs_of([lr, rp])
             uses = find_parameter_uses(outputs, parameters, particles) if parameters else None
         every = [seen, None if uses is seen else uses]
         of_lr = _pull(lr, leaves, expanded, every)
@@ -265,9 +263,9 @@ class ComparingBase(TPBase):
             pure = _pull(ways["RP"], leaves, expanded, every)
             gradients["RP"] = pure.leaves
         if node["ivw_target"] == "node":
-            weights = kept or _weights_at_node(node, lr, rp)
-            used = _shielded_at_node(weights, rp, by_half=False)
-            mixed = _mixed_cotangents(used, lr, rp)
+            weights = kept or weights_at_node(node, lr, rp)
+            used = shielded_at_node(weights, rp, by_half=False)
+            mixed = mixed_cotangents(used, lr, rp)
             way = Pathway([*mixed["outputs"].get()], [*mixed["grads"].get()])
             of_tp = _pull(way, leaves, [], every)
             gradients["TP"] = of_tp.leaves
@@ -296,7 +294,7 @@ class ComparingBase(TPBase):
             weights = self._weigh(node, uses, lr, rp, answers, None)
         else:
             weights = kept
-        used = k_lr, k_rp = _shielded(weights, of_rp.leaves)
+        used = k_lr, k_rp = shielded(weights, of_rp.leaves)
         gradients["TP"] = mix(k_lr, of_lr.leaves, k_rp, of_rp.leaves)
         shared = [("LR", of_lr, {"LR": None, "TP": k_lr})]
         if of_rp is pure:

@@ -7,6 +7,7 @@ and the sample for RP.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -39,6 +40,11 @@ class Pathway:
     def independent(self) -> list[Tensor]:
         """Cotangents with independent rows, to estimate variances from."""
         return self.cotangents if self.contributions is None else self.contributions
+
+
+def outputs_of(ways: Iterable[Pathway]) -> list[Tensor]:
+    """Return the tensors of several ways, each once."""
+    return list({id(output): output for way in ways for output in way.outputs}.values())
 
 
 def normal_lr_pathway(draw: NormalDraw, losses: Tensor) -> Pathway:

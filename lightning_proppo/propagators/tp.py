@@ -13,15 +13,14 @@ from torch import Tensor
 from lightning_proppo.backward_pass import active_pass
 from lightning_proppo.containers import Listed
 from lightning_proppo.cuts import cut, is_cut
-from lightning_proppo.densities import log_density
 from lightning_proppo.errors import check_choice
 from lightning_proppo.graph import LeafIndex, vector_jacobian_product
 from lightning_proppo.per_particle import Answers, ParameterUses, find_parameter_uses
 from lightning_proppo.pooling import pooled_products, pooled_variances, pooled_weights
-from lightning_proppo.precision import full_precision
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
 from lightning_proppo.propagators.biw import check_sharing, share_backward
+from lightning_proppo.propagators.halves import HALVES, centred_by_half, only_part, recentring
 from lightning_proppo.propagators.lr import message_loss
 from lightning_proppo.propagators.normal import (
     NormalDraw,
@@ -35,6 +34,7 @@ from lightning_proppo.propagators.pathways import (
     lr_pathway,
     normal_lr_pathway,
     normal_rp_pathway,
+    outputs_of,
     rp_pathway,
 )
 from lightning_proppo.propagators.sampling import (
@@ -44,17 +44,22 @@ from lightning_proppo.propagators.sampling import (
     require_rsample,
 )
 from lightning_proppo.propagators.targets import Target, check_expanded, check_target
-from lightning_proppo.ranks import Ranks, active_ranks
+from lightning_proppo.propagators.weights import (
+    Weights,
+    check_weights,
+    mean_lr_weight,
+    mixed_cotangents,
+    shielded,
+    shielded_at_node,
+    weights_at_node,
+)
+from lightning_proppo.ranks import active_ranks
 from lightning_proppo.variances import (
     inverse_variance_weighting,
     mix,
-    scaled,
     weights_from_variances,
 )
 
-Weights = tuple[Tensor, Tensor]
-# Every other particle: a mask's number of particles would have to be waited for.
-_HALVES = (slice(0, None, 2), slice(1, None, 2))
 # Numbers in a sample from which on a product with a matrix costs more than another pull-back does.
 _LARGE = 1 << 14
 WEIGHTINGS = ("inverse-variance", "covariance", "cross-fitted")
@@ -219,21 +224,21 @@ class TPBase(Propagator):
             lr = lr_way(losses)
         if node["weighting"] == "cross-fitted" and "baselined_loss" in message:
             # A baseline made of all particles would let each half into the other's weights.
-            by_half = _centred_by_half(message["local_loss"], active_ranks())
+            by_half = centred_by_half(message["local_loss"], active_ranks())
             lr = replace(lr, contributions=lr_way(by_half).cotangents)
         counter = message.get("k_counter", 0)
         kept = message.get("k_lr_k_rp") if counter % node["k_interval"] else None
         kept = [kept] if isinstance(kept, tuple) else kept
         if node["ivw_target"] == "node":
-            weights = kept or [_weights_at_node(node, lr, rp)]
-            used = [_shielded_at_node(weights[0], rp, node["weighting"] == "cross-fitted")]
-            sent.update(_mixed_cotangents(used[0], lr, rp))
+            weights = kept or [weights_at_node(node, lr, rp)]
+            used = [shielded_at_node(weights[0], rp, node["weighting"] == "cross-fitted")]
+            sent.update(mixed_cotangents(used[0], lr, rp))
         else:
             weights, used, mixed = self._mixed_gradients(node, kept, lr, rp)
             sent.update(mixed)
         running = active_pass()
         if running is not None:
-            running.note("lr_weight", _mean_lr_weight(used))
+            running.note("lr_weight", mean_lr_weight(used))
         return {**sent, "k_counter": counter + 1, "k_lr_k_rp": _one_or_all(weights)}
 
     def _mixed_gradients(
@@ -245,12 +250,12 @@ class TPBase(Propagator):
         can be had for little, the cotangents are mixed and sent instead, to be pulled back once.
 
         Returns:
-            The weights, those that were used (see :func:`_shielded`), and what is to be sent.
+            The weights, those that were used (:func:`shielded` ones), and what is to be sent.
         """
         crossed = node["weighting"] == "cross-fitted"
         running = active_pass()
         index = running.index if running is not None else LeafIndex()
-        outputs = _distinct([*lr.outputs, *rp.outputs])
+        outputs = outputs_of([lr, rp])
         leaves = index.leaves(outputs)
         particles = lr.cotangents[0].shape[0]
         parameters, expanded = self._compared(node["ivw_target"], leaves, particles)
@@ -265,15 +270,15 @@ class TPBase(Propagator):
                 for way in (lr, rp)
             ]
             found = self._weigh(node, uses, lr, rp, answers, None)
-            shielded = _shielded(found, rp.cotangents)
-            return [found], [shielded], _mixed_cotangents(shielded, lr, rp)
+            used = [shielded(found, rp.cotangents)]
+            return [found], used, mixed_cotangents(used[0], lr, rp)
         inputs = [*leaves, *parameters, *expanded, *edges]
-        parts = _HALVES if crossed else [None]
+        parts = HALVES if crossed else [None]
         lr_gradients, rp_gradients, weights = [], [], []
         for part in parts:
             answers = [
                 _split(
-                    vector_jacobian_product(way.outputs, _rows(way.independent, part), inputs),
+                    vector_jacobian_product(way.outputs, only_part(way.independent, part), inputs),
                     (len(leaves), len(parameters), len(expanded)),
                 )
                 for way in (lr, rp)
@@ -285,13 +290,13 @@ class TPBase(Propagator):
         weights = kept or weights
         if lr.contributions is not None:  # they have told the variance; this is the gradient
             lr_gradients = [
-                vector_jacobian_product(lr.outputs, _rows(lr.cotangents, part), leaves)
+                vector_jacobian_product(lr.outputs, only_part(lr.cotangents, part), leaves)
                 for part in parts
             ]
         arrived: list[tuple[Tensor, Tensor]] = []
         # What one half has told decides about the other.
         used = [
-            _shielded(pair, of_rp)
+            shielded(pair, of_rp)
             for pair, of_rp in zip(reversed(weights), rp_gradients, strict=True)
         ]
         for (k_lr, k_rp), of_lr, of_rp in zip(used, lr_gradients, rp_gradients, strict=True):
@@ -346,8 +351,8 @@ class TPBase(Propagator):
         with_covariance = node["weighting"] == "covariance"
         ranks = active_ranks()
         if uses is not None and uses.parameters:
-            first = Answers(lr_edges, lr_totals, lr.outputs, _rows(lr.independent, part))
-            second = Answers(rp_edges, rp_totals, rp.outputs, _rows(rp.independent, part))
+            first = Answers(lr_edges, lr_totals, lr.outputs, only_part(lr.independent, part))
+            second = Answers(rp_edges, rp_totals, rp.outputs, only_part(rp.independent, part))
             moments = uses.moments(first, second, with_covariance)
             totals, members = (lr_totals, rp_totals), uses.particles
             if with_covariance:
@@ -356,7 +361,7 @@ class TPBase(Propagator):
             if part is not None:
                 members = len(range(uses.particles)[part])
                 variances = [
-                    variance + _centring(total, members, uses.particles)
+                    variance + recentring(total, members, uses.particles)
                     for variance, total in zip(variances, totals, strict=True)
                 ]
             return weights_from_variances(*pooled_variances(variances, totals, members, ranks))
@@ -376,7 +381,7 @@ class TPBase(Propagator):
             return pooled_weights(
                 first_gradients, second_gradients, ranks, with_covariance=with_covariance
             )
-        return _check_weights(
+        return check_weights(
             self.var_weighting_func(first_gradients, second_gradients), lr.cotangents[0]
         )
 
@@ -396,15 +401,6 @@ def _one_or_all(weights: list[Weights]) -> Weights | list[Weights]:
     return weights[0] if len(weights) == 1 else weights
 
 
-def _mean_lr_weight(weights: list[Weights]) -> Tensor:
-    means = [k_lr.mean() if k_lr.dim() else k_lr for k_lr, _ in weights]
-    return means[0].float() if len(means) == 1 else torch.stack(means).mean().float()
-
-
-def _distinct(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return list({id(tensor): tensor for tensor in tensors}.values())
-
-
 def _split(answers: Sequence[Any], sizes: Sequence[int]) -> list[Sequence[Any]]:
     """Cut a list into parts of these sizes and the rest."""
     parts, start = [], 0
@@ -414,35 +410,6 @@ def _split(answers: Sequence[Any], sizes: Sequence[int]) -> list[Sequence[Any]]:
     return [*parts, answers[start:]]
 
 
-def _centred_by_half(losses: Tensor, ranks: Ranks) -> Tensor:
-    """Return losses [P, 1] less the mean of their half, of all ranks' particles."""
-    centred = losses.clone()
-    # In 64 bits, so that one rank or many make no difference to 32.
-    means = torch.stack([losses[half].double().mean(0) for half in _HALVES])
-    for half, mean in zip(_HALVES, ranks.sum(means) / ranks.size, strict=True):
-        centred[half] -= mean.to(losses.dtype)
-    return centred
-
-
-def _rows(cotangents: Sequence[Tensor], part: slice | None) -> list[Tensor]:
-    """Return cotangents [P, ...] with zeros outside a part of the particles."""
-    if part is None:
-        return list(cotangents)
-    kept = [torch.zeros_like(cotangent) for cotangent in cotangents]
-    for rows, cotangent in zip(kept, cotangents, strict=True):
-        rows[part] = cotangent[part]
-    return kept
-
-
-def _centring(totals: Sequence[Tensor | None], members: int, particles: int) -> Tensor | float:
-    """Return what turns squares about the mean of P numbers into those about the mean of a part.
-
-    The numbers outside the part are zeros.
-    """
-    squares = [total.double().square().sum() for total in totals if total is not None]
-    return torch.stack(squares).sum() * (1 / particles - 1 / members) if squares else 0.0
-
-
 def _filled(a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return both, with zeros for one that is missing."""
     if a is None and b is not None:
@@ -450,116 +417,6 @@ def _filled(a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
     if b is None and a is not None:
         return a, torch.zeros_like(a)
     return a, b  # type: ignore[return-value]
-
-
-def _check_weights(weights: Any, like: Tensor) -> Weights:
-    """Return what a ``var_weighting_func`` returned as two tensors."""
-    pair = tuple(weights) if isinstance(weights, (tuple, list)) else ()
-    if len(pair) != 2 or not all(
-        isinstance(w, (int, float)) or (isinstance(w, Tensor) and w.numel() == 1) for w in pair
-    ):
-        raise ValueError(
-            "var_weighting_func must return two weights, for LR and for RP, each a number or a "
-            f"tensor of one; got {weights!r}."
-        )
-    first, second = (
-        torch.as_tensor(w, dtype=like.dtype, device=like.device).reshape(()) for w in pair
-    )
-    return first, second
-
-
-def _weights_at_node(node: Any, lr: Pathway, rp: Pathway) -> Weights:
-    r"""Weigh at the sample itself: LR's gradient with respect to its location against RP's.
-
-    In general with :math:`\nabla_{loc} \log p(x) = -\nabla_x \log p(x)`, exact for location
-    families.
-    """
-    first, second = lr.independent[0], rp.independent[0]
-    ranks = active_ranks()
-    if "noise" not in node:
-        point = node["point"].detach().requires_grad_()
-        with torch.enable_grad(), full_precision(point):
-            log_prob = log_density(node["dist"], point, first.dim())
-        (score,) = vector_jacobian_product([log_prob], [first], [point])
-        if score is None:  # a density that is flat
-            score = torch.zeros_like(point)
-        coordinatewise, first = first.shape == second.shape, -score
-    else:
-        coordinatewise = True
-    options = {
-        "scalar_estimate": not coordinatewise,
-        "with_covariance": node["weighting"] == "covariance",
-    }
-    if node["weighting"] != "cross-fitted":
-        return pooled_weights([first], [second], ranks, **options)
-    even, odd = _HALVES
-    k_lr, k_rp = (
-        torch.empty(
-            second.shape if coordinatewise else first.shape[:1],
-            dtype=torch.float64,
-            device=second.device,
-        )
-        for _ in range(2)
-    )
-    for own, other in ((even, odd), (odd, even)):
-        k_lr[own], k_rp[own] = pooled_weights([first[other]], [second[other]], ranks, **options)
-    if not coordinatewise:
-        k_lr, k_rp = (k.reshape(-1, *[1] * (second.dim() - 1)) for k in (k_lr, k_rp))
-    return k_lr, k_rp
-
-
-def _shielded(weights: Weights, gradients: Sequence[Tensor | None]) -> Weights:
-    """Leave all to LR where RP's gradients, at any of the segment's leaves, are not finite.
-
-    Weights need not have told: they may be kept from another node, or made of the other half of the
-    particles; and variances at parameters may be finite where what is sent further back is not.
-    """
-    sums = [gradient.sum() for gradient in gradients if gradient is not None]
-    if not sums:
-        return weights
-    # A sum that overflows tells of gradients that are of no use either.
-    spoilt = sum(sums[1:], sums[0]).isfinite().logical_not_()
-    return weights[0].masked_fill(spoilt, 1.0), weights[1].masked_fill(spoilt, 0.0)
-
-
-def _shielded_at_node(weights: Weights, rp: Pathway, by_half: bool) -> Weights:
-    """Leave to LR what of RP's cotangents [P, ...] is not finite, by coordinate as weights are.
-
-    Args:
-        weights: [], or [...] for each coordinate; with a first axis of particles ``by_half``.
-        rp: RP's way.
-        by_half: whether each half of the particles has weights of its own.
-    """
-    k_lr, k_rp = weights
-    total = sum(rp.cotangents[1:], rp.cotangents[0])
-    if by_half:
-        spoilt = torch.empty_like(total, dtype=torch.bool)
-        for half in _HALVES:
-            spoilt[half] = total[half].sum(0).isfinite().logical_not_()
-        # One weight for all coordinates has axes of one element.
-        single = [axis for axis in range(1, k_rp.dim()) if k_rp.shape[axis] != total.shape[axis]]
-        for axis in single:
-            spoilt = spoilt.any(axis, keepdim=True)
-    else:
-        spoilt = (total.sum(0) if k_rp.dim() else total.sum()).isfinite().logical_not_()
-    return k_lr.masked_fill(spoilt, 1.0), k_rp.masked_fill(spoilt, 0.0)
-
-
-def _mixed_cotangents(weights: Weights, lr: Pathway, rp: Pathway) -> dict[str, Any]:
-    """Send the tensors of both ways with weighted cotangents, to be pulled back together."""
-    # Compared by identity: tensors' own equality is a tensor.
-    if [id(output) for output in lr.outputs] == [id(output) for output in rp.outputs]:
-        mixed = mix(weights[0], lr.cotangents, weights[1], rp.cotangents)
-        return {"outputs": Listed(*lr.outputs), "grads": Listed(*mixed)}
-    k_lr, k_rp = weights
-    outputs = [*lr.outputs, *rp.outputs]
-    grads = [
-        # A weight for each half of the particles may have axes of one element to spare.
-        scaled(k.reshape(k.shape[: cotangent.dim()]), cotangent).expand(cotangent.shape)
-        for k, way in ((k_lr, lr), (k_rp, rp))
-        for cotangent in way.cotangents
-    ]
-    return {"outputs": Listed(*outputs), "grads": Listed(*grads)}
 
 
 class TotalProp(ComboProp, propagators=mcgrad_temp(backprop=True, base=TPBase, baseline=True)):
