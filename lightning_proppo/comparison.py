@@ -14,10 +14,11 @@ from lightning_proppo.backward_pass import BackwardPass
 from lightning_proppo.cuts import is_cut
 from lightning_proppo.per_particle import Answers, ParameterUses, find_parameter_uses
 from lightning_proppo.per_particle.plans import Graph, Plan
-from lightning_proppo.per_particle.rollouts import PullBack, RememberingUses, RolloutGradients
+from lightning_proppo.per_particle.remembering import RememberingUses
+from lightning_proppo.per_particle.rollouts import PullBack, RolloutGradients
 from lightning_proppo.per_particle.sketches import Signs
 
-STREAMS = ("RP", "LR", "TP")
+COMPARABLE = ("RP", "LR", "TP")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,19 +72,19 @@ class Comparison:
     """
 
     used: str
-    names: Sequence[str] = STREAMS
+    names: Sequence[str] = COMPARABLE
     chosen: Callable[[Tensor], bool] | None = None
     copies: int = 1
     seed: int = 0
     missing: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.names = [name for name in STREAMS if name in self.names or name == self.used]
+        self.names = [name for name in COMPARABLE if name in self.names or name == self.used]
         self._numbers = {name: number for number, name in enumerate(self.names)}
         self.differentiable = False  # whether a cost has had a gradient
         self._pass: BackwardPass | None = None
         self._cuts: set[int] = set()
-        self._cotangents: dict[str, dict[int, Tensor]] = {name: {} for name in STREAMS}
+        self._cotangents: dict[str, dict[int, Tensor]] = {name: {} for name in COMPARABLE}
         self._gradients: RolloutGradients | None = None
         self._lr_weight: list[Tensor] = []
 

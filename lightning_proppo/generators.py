@@ -27,8 +27,8 @@ def current(device: torch.device) -> States:
     return states | {"numpy": np.random.get_state(), "python": random.getstate()}
 
 
-def exchange(states: States, device: torch.device) -> None:
-    """Put states in the generators, as :func:`current` returned them for this device."""
+def restore(states: States, device: torch.device) -> None:
+    """Put the generators in states that :func:`current` returned for this device."""
     torch.set_rng_state(states["cpu"])
     if device.type != "cpu":
         _module(device).set_rng_state(states[device.type], *_which(device))
@@ -60,11 +60,11 @@ def isolated(seed: int, device: torch.device) -> Iterator[None]:
         device: see :func:`current`.
     """
     outside = current(device)
-    exchange(seeded(seed, device), device)
+    restore(seeded(seed, device), device)
     try:
         yield
     finally:
-        exchange(outside, device)
+        restore(outside, device)
 
 
 def packed(states: States) -> dict[str, Tensor]:

@@ -632,8 +632,8 @@ MUTANTS = (
         ("all ranks go on alike", "row[rank] for", "row[0] for", "noise"),
         (
             "the stream does not move",
-            "            self.states = current(self._device)\n        exchange(self._outside",
-            "            pass\n        exchange(self._outside",
+            "            self.states = current(self._device)\n        restore(self._outside",
+            "            pass\n        restore(self._outside",
             "noise",
         ),
     ),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_proppo.generators import States, current, exchange, packed, seeded, unpacked
+from lightning_proppo.generators import States, current, packed, restore, seeded, unpacked
 from lightning_proppo.ranks import all_ranks
 
 # Where Lightning's seed_everything leaves its seed.
@@ -69,7 +69,7 @@ class NoiseStream:
         if self.states is None or self._outside is not None:
             return
         self._outside = current(self._device)
-        exchange(self.states, self._device)
+        restore(self.states, self._device)
 
     def leave(self, drawn: bool = True) -> None:
         """Let everything draw from where it drew before :meth:`enter`.
@@ -82,7 +82,7 @@ class NoiseStream:
             return
         if drawn:
             self.states = current(self._device)
-        exchange(self._outside, self._device)
+        restore(self._outside, self._device)
         self._outside = None
 
     @contextmanager

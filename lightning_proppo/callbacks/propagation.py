@@ -17,7 +17,7 @@ from lightning_proppo.callbacks.strategies import (
     refuse_strategy,
 )
 from lightning_proppo.errors import PropagationError
-from lightning_proppo.generators import exchange
+from lightning_proppo.generators import restore
 from lightning_proppo.installed_lightning import pl
 from lightning_proppo.manager import PropagationManager
 from lightning_proppo.propagators import Propagator
@@ -170,7 +170,7 @@ class PropagationCallback(pl.Callback):
         rows = checkpoint.get(_OUTSIDE, {})
         states = own_row(rows, device, trainer.global_rank, trainer.world_size)
         if states is not None:
-            exchange(states, device)
+            restore(states, device)
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int

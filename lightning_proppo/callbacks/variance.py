@@ -13,20 +13,16 @@ from torch import Tensor, nn
 from lightning_proppo.accuracy import (
     particles_needed,
     signal_to_noise,
-    squared_norm,
     squared_signal,
-    variance_of_successive,
 )
 from lightning_proppo.callbacks.alarms import Alarm
+from lightning_proppo.callbacks.successive import STEPS, SuccessiveGradients
 from lightning_proppo.callbacks.tensorboard import TensorBoardPages, tensorboard_writers
-from lightning_proppo.comparison import STREAMS, Comparison, Findings
+from lightning_proppo.comparison import COMPARABLE, Comparison, Findings
 from lightning_proppo.errors import add_note, check_choice
 from lightning_proppo.installed_lightning import pl, rank_zero_warn
 from lightning_proppo.manager import PropagationManager
 from lightning_proppo.propagators.comparing import comparable, comparing_propagators
-
-# A second difference of the gradient takes so many optimizer steps.
-_SUCCESSIVE = 3
 
 
 class VarianceMonitor(pl.Callback):
@@ -73,7 +69,7 @@ class VarianceMonitor(pl.Callback):
     def __init__(
         self,
         every_n_steps: int = 50,
-        compare: Sequence[str] = STREAMS,
+        compare: Sequence[str] = COMPARABLE,
         parameters: Sequence[str] | None = None,
         alarm: str | None = None,
         min_snr: float = 0.01,
@@ -88,7 +84,7 @@ class VarianceMonitor(pl.Callback):
         if isinstance(compare, str):
             raise ValueError(f"compare must be a list of estimators' names; got {compare!r}.")
         for name in compare:
-            check_choice("compare", name, STREAMS)
+            check_choice("compare", name, COMPARABLE)
         if isinstance(parameters, str) or (parameters is not None and not parameters):
             raise ValueError(
                 "parameters must be a list of names of parameters or submodules, or None; got "
@@ -114,8 +110,7 @@ class VarianceMonitor(pl.Callback):
         self._comparison: Comparison | None = None
         # A manager with the propagators that it is to get back.
         self._own: tuple[PropagationManager, Any, Any] | None = None
-        # Of the last steps, by the optimizer's place among the Trainer's.
-        self._gradients: dict[int, list[list[Tensor]]] = {}
+        self._successive = SuccessiveGradients()
         self._pages = TensorBoardPages()
         self._step = 0
 
@@ -131,7 +126,7 @@ class VarianceMonitor(pl.Callback):
             "incomparable": self._incomparable,
             "last": dict(self.last),
             "alarm": self.alarm.state_dict(),
-            "gradients": dict(self._gradients),
+            "gradients": self._successive.state_dict(),
             "pages": self._pages.state_dict(),
         }
 
@@ -141,7 +136,7 @@ class VarianceMonitor(pl.Callback):
         self._incomparable = state_dict["incomparable"]
         self.last = dict(state_dict["last"])
         self.alarm.load_state_dict(state_dict["alarm"])
-        self._gradients = dict(state_dict["gradients"])
+        self._successive.load_state_dict(state_dict["gradients"])
         self._pages.load_state_dict(state_dict["pages"])
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -155,7 +150,7 @@ class VarianceMonitor(pl.Callback):
             used = None if manager is None else self._used(manager)
             names = [] if used is None else self._compared(used)
             for writer in tensorboard_writers(trainer):
-                self._pages.lay_out(writer, names, self._hyperparameters(trainer, pl_module))
+                self._pages.lay_out(writer, names, self._hyperparameters(pl_module))
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -181,8 +176,7 @@ class VarianceMonitor(pl.Callback):
         manager = self._manager(pl_module)
         if manager is not None and (self._own is not None or self._used(manager) is not None):
             return
-        due = max(self._due, _SUCCESSIVE - 1)
-        if trainer.global_step <= due - _SUCCESSIVE:
+        if trainer.global_step <= max(self._due, STEPS - 1) - STEPS:
             return
         chosen = self._choose(pl_module)
         gradients = [
@@ -192,12 +186,7 @@ class VarianceMonitor(pl.Callback):
             if chosen is None or chosen(p)
         ]
         place = [id(each) for each in trainer.optimizers].index(id(optimizer))
-        # A checkpoint's may be on another device.
-        kept = [
-            [old.to(new.device) for old, new in zip(before, gradients, strict=True)]
-            for before in self._gradients.get(place, [])
-        ]
-        self._gradients[place] = [*kept, gradients][-_SUCCESSIVE:]
+        self._successive.keep(place, gradients)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -210,8 +199,8 @@ class VarianceMonitor(pl.Callback):
             findings = comparison.findings()
             if findings is not None:
                 self._report(trainer, pl_module, comparison, findings)
-        elif self._gradients and self._step >= max(self._due, _SUCCESSIVE - 1):
-            self._report_successive(trainer, pl_module)
+        elif len(self._successive) and self._step >= max(self._due, STEPS - 1):
+            self._report_successive(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Draw the image, if it is not dear beside the training."""
@@ -250,7 +239,7 @@ class VarianceMonitor(pl.Callback):
         return comparable(manager.default_propagator, manager.loss_propagator)
 
     def _compared(self, used: str) -> list[str]:
-        return [name for name in STREAMS if name in self.compare or name == used]
+        return [name for name in COMPARABLE if name in self.compare or name == used]
 
     def _next(self, step: int) -> int:
         return (step // self.every_n_steps + 1) * self.every_n_steps
@@ -281,9 +270,8 @@ class VarianceMonitor(pl.Callback):
             found |= own
         return lambda parameter: id(parameter) in found
 
-    def _hyperparameters(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
+    def _hyperparameters(self, pl_module: Any) -> dict[str, Any]:
         """Return the module's hyperparameters and the estimator's name."""
-        del trainer
         known = dict(getattr(pl_module, "hparams_initial", {}))
         manager = self._manager(pl_module)
         if manager is None:
@@ -341,26 +329,23 @@ class VarianceMonitor(pl.Callback):
             ratio = variance["RP"] / variance["LR"]
         self._say(trainer, self.alarm.check(signal[used], variance[used], ratio))
 
-    def _report_successive(self, trainer: Any, pl_module: Any) -> None:
+    def _report_successive(self, trainer: Any) -> None:
         """Log what three successive gradients say."""
-        del pl_module
         self._due = self._next(self._step)
-        found = [kept for kept in self._gradients.values() if len(kept) == _SUCCESSIVE]
-        if self._due - self._step >= _SUCCESSIVE:
-            self._gradients = {}  # none of them will be among the next ones
-        if not found:
+        found = self._successive.estimate()
+        if self._due - self._step >= STEPS:
+            self._successive.forget()  # none of them will be among the next ones
+        if found is None:
             return
-        variance = sum(variance_of_successive(kept) for kept in found)
-        square = sum(squared_norm(kept[-1]) for kept in found)
-        wrong = sum(int((~g.isfinite()).sum()) for kept in found for g in kept[-1])
+        signal = squared_signal(found.squared_norm, found.variance)
         of_used = {
-            "gradient/variance": variance,
-            "gradient/snr": signal_to_noise(squared_signal(square, variance), variance),
-            "gradient/norm": math.sqrt(square),
-            "gradient/not_finite": float(wrong),
+            "gradient/variance": found.variance,
+            "gradient/snr": signal_to_noise(signal, found.variance),
+            "gradient/norm": math.sqrt(found.squared_norm),
+            "gradient/not_finite": float(found.not_finite),
         }
         self._log(trainer, of_used)
-        self._say(trainer, self.alarm.check(squared_signal(square, variance), variance))
+        self._say(trainer, self.alarm.check(signal, found.variance))
 
     def _say(self, trainer: Any, found: Sequence[str]) -> None:
         """Warn, and stop the training if that is wanted."""

@@ -67,7 +67,7 @@ class Evaluation:
 
 
 def main(args: Sequence[str]) -> None:
-    """Run ``evaluate``.
+    """Play episodes with a checkpoint's policy and write what came of them to stdout.
 
     Args:
         args: what follows the subcommand's name.
@@ -75,18 +75,7 @@ def main(args: Sequence[str]) -> None:
     Raises:
         CommandError: if the checkpoint cannot be evaluated.
     """
-    evaluate(_parser().parse_args(args))
-
-
-def evaluate(options: argparse.Namespace) -> None:
-    """Play episodes with a checkpoint's policy and write what came of them to stdout.
-
-    Args:
-        options: ``ckpt``, ``episodes``, ``seed``, ``json``.
-
-    Raises:
-        CommandError: if the checkpoint cannot be evaluated.
-    """
+    options = _parser().parse_args(args)
     # Libraries greet on stdout, which belongs to the result.
     with contextlib.redirect_stdout(sys.stderr):
         module = load_module(Path(options.ckpt))

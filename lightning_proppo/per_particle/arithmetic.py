@@ -70,16 +70,14 @@ _INDEPENDENT = {
     "ScaledDotProductEfficientAttentionBackward0": 2,
     "ScaledDotProductCudnnAttentionBackward0": 2,
 }
-# The same numbers in another shape or precision: norms of contributions do not change.
-TRANSPARENT = {
-    *_RESHAPED.split(),
+# The same numbers in the same order, in another shape or precision.
+SAME_ORDER = frozenset([*_RESHAPED.split(), "AliasBackward0", "CloneBackward0", "ToCopyBackward0"])
+# The same numbers: norms of contributions do not change.
+TRANSPARENT = SAME_ORDER | {
     "TBackward0",
     "TransposeBackward0",
     "TransposeBackward1",
     "PermuteBackward0",
-    "AliasBackward0",
-    "CloneBackward0",
-    "ToCopyBackward0",
 }
 
 

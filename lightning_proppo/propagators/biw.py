@@ -14,6 +14,7 @@ from lightning_proppo.errors import check_choice
 from lightning_proppo.mixtures import share_samples
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
+from lightning_proppo.propagators.distributions import DistParams, make_distribution
 from lightning_proppo.propagators.normal import (
     NormalDraw,
     check_noise,
@@ -21,7 +22,6 @@ from lightning_proppo.propagators.normal import (
     require_normal,
 )
 from lightning_proppo.propagators.pathways import Pathway, shared_lr_pathway
-from lightning_proppo.propagators.sampling import DistParams, make_distribution
 
 SHARES = ("likelihoods", "mesh")
 

@@ -19,6 +19,7 @@ from lightning_proppo.per_particle import Answers, ParameterUses, find_parameter
 from lightning_proppo.propagators.backprop import BackPropagator
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import BaselineProp
+from lightning_proppo.propagators.distributions import make_distribution
 from lightning_proppo.propagators.loss import LossBase, LossProp
 from lightning_proppo.propagators.lr import LRBase, LRProp, message_loss
 from lightning_proppo.propagators.normal import NormalDraw
@@ -31,7 +32,6 @@ from lightning_proppo.propagators.pathways import (
     rp_pathway,
 )
 from lightning_proppo.propagators.rp import RPBase, RPProp
-from lightning_proppo.propagators.sampling import make_distribution
 from lightning_proppo.propagators.tp import TotalProp, TPBase, TPXProp
 from lightning_proppo.propagators.weights import (
     Weights,

@@ -8,6 +8,7 @@ from lightning_proppo.containers import Listed
 from lightning_proppo.cuts import cut
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
+from lightning_proppo.propagators.distributions import DistParams, make_distribution
 from lightning_proppo.propagators.normal import (
     NormalDraw,
     check_noise,
@@ -15,11 +16,7 @@ from lightning_proppo.propagators.normal import (
     normal_base,
 )
 from lightning_proppo.propagators.pathways import lr_pathway, normal_lr_pathway
-from lightning_proppo.propagators.sampling import (
-    DistParams,
-    draw,
-    make_distribution,
-)
+from lightning_proppo.propagators.sampling import draw
 
 
 def message_loss(message: Any) -> Any:

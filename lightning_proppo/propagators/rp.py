@@ -9,15 +9,14 @@ from torch import Tensor
 from lightning_proppo.propagators.backprop import BackPropagator
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
-from lightning_proppo.propagators.normal import check_noise, draw_normal
-from lightning_proppo.propagators.plumbing import detached_output, gradient_message
-from lightning_proppo.propagators.sampling import (
+from lightning_proppo.propagators.distributions import (
     DistParams,
-    attached_sample,
     make_distribution,
-    reparameterized_sample,
     require_rsample,
 )
+from lightning_proppo.propagators.normal import check_noise, draw_normal
+from lightning_proppo.propagators.plumbing import detached_output, gradient_message
+from lightning_proppo.propagators.sampling import attached_sample, reparameterized_sample
 
 
 class RPBase(Propagator):

@@ -20,6 +20,11 @@ from lightning_proppo.pooling import pooled_products, pooled_variances, pooled_w
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
 from lightning_proppo.propagators.biw import check_sharing, share_backward
+from lightning_proppo.propagators.distributions import (
+    DistParams,
+    make_distribution,
+    require_rsample,
+)
 from lightning_proppo.propagators.halves import HALVES, centred_by_half, only_part, recentring
 from lightning_proppo.propagators.lr import message_loss
 from lightning_proppo.propagators.normal import (
@@ -37,12 +42,7 @@ from lightning_proppo.propagators.pathways import (
     outputs_of,
     rp_pathway,
 )
-from lightning_proppo.propagators.sampling import (
-    DistParams,
-    draw,
-    make_distribution,
-    require_rsample,
-)
+from lightning_proppo.propagators.sampling import draw
 from lightning_proppo.propagators.targets import Target, check_expanded, check_target
 from lightning_proppo.propagators.weights import (
     Weights,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from lightning_proppo import PropagationManager, expand
-from lightning_proppo.comparison import STREAMS, Comparison, Findings
+from lightning_proppo.comparison import COMPARABLE, Comparison, Findings
 from lightning_proppo.per_particle import rollouts, sketches
 from lightning_proppo.propagators import TotalProp, estimator_names, make_estimator
 from lightning_proppo.propagators.comparing import comparable, comparing_propagators
@@ -59,7 +59,7 @@ class Chaos:
 
 
 def compare(
-    rollout: Any, used: str | TotalProp = "TP", names: Sequence[str] = STREAMS, **options: Any
+    rollout: Any, used: str | TotalProp = "TP", names: Sequence[str] = COMPARABLE, **options: Any
 ) -> tuple[Findings, Comparison, list[Tensor | None]]:
     """Return what is found in a rollout, and the gradient of the estimator in use."""
     manager = PropagationManager(used)
@@ -111,7 +111,7 @@ def test_the_gradient_and_the_random_stream_are_left_as_they_are(problem: Any, u
 def test_each_estimators_gradient_is_what_it_would_have_been(problem: Any) -> None:
     torch.manual_seed(4)
     _, comparison, _ = compare(problem, "TP")
-    for name in STREAMS:
+    for name in COMPARABLE:
         torch.manual_seed(4)
         plain = torch.autograd.grad(problem(PropagationManager(name)), problem.parameters)
         torch.testing.assert_close(
@@ -155,8 +155,8 @@ def _propagators(sampler: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     ("make", "names"),
     [
-        (lambda: Walker(), STREAMS),
-        (lambda: Chaos(2.0, horizon=25), STREAMS),
+        (lambda: Walker(), COMPARABLE),
+        (lambda: Chaos(2.0, horizon=25), COMPARABLE),
         # RP's variance is one of rare events there, which 300 repetitions know nothing of.
         (lambda: Chaos(2.5), ("LR", "TP")),
     ],
@@ -373,6 +373,6 @@ def test_a_targets_tensors_may_be_expanded() -> None:
     torch.manual_seed(15)
     found, _, compared = compare(Expanded(2.5, horizon=8), "TP")
     torch.testing.assert_close(plain, compared)
-    for name in STREAMS:
+    for name in COMPARABLE:
         variance = expected.estimates[name].variance
         assert found.estimates[name].variance == pytest.approx(variance)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_proppo.generators import current, exchange, isolated, packed, seeded, unpacked
+from lightning_proppo.generators import current, isolated, packed, restore, seeded, unpacked
 
 CPU = torch.device("cpu")
 
@@ -33,23 +33,23 @@ def test_a_checkpoint_brings_them_back(normals: int, tmp_path: Path) -> None:
     torch.save(packed(current(CPU)), tmp_path / "states")
     expected = drawn()
     drawn()
-    exchange(unpacked(torch.load(tmp_path / "states", weights_only=True)), CPU)
+    restore(unpacked(torch.load(tmp_path / "states", weights_only=True)), CPU)
     assert drawn() == expected
 
 
 def test_one_row_of_several_ranks_is_enough() -> None:
     rows = [packed(seeded(seed, CPU)) for seed in (1, 2)]
     stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-    exchange(seeded(2, CPU), CPU)
+    restore(seeded(2, CPU), CPU)
     expected = drawn()
-    exchange(unpacked({name: row[1] for name, row in stacked.items()}), CPU)
+    restore(unpacked({name: row[1] for name, row in stacked.items()}), CPU)
     assert drawn() == expected
 
 
 def test_seeds_differ_and_repeat() -> None:
     found = []
     for seed in (1, 2, 1, 2**62):
-        exchange(seeded(seed, CPU), CPU)
+        restore(seeded(seed, CPU), CPU)
         found.append(drawn())
     assert found[0] == found[2]
     for i in range(4):
@@ -66,7 +66,7 @@ def draw_and_fail(expected: list[Any]) -> None:
 def test_a_block_leaves_them_as_they_were() -> None:
     states = current(CPU)
     expected = drawn()
-    exchange(states, CPU)
+    restore(states, CPU)
     with isolated(3, CPU):
         first = drawn()
     with pytest.raises(ValueError, match="injected"):

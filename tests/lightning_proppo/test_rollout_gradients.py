@@ -14,7 +14,8 @@ from lightning_proppo.graph import vector_jacobian_product
 from lightning_proppo.per_particle import Answers, find_parameter_uses
 from lightning_proppo.per_particle import rollouts as module_of_rollouts
 from lightning_proppo.per_particle import sketches as module_of_sketches
-from lightning_proppo.per_particle.rollouts import PullBack, RememberingUses, RolloutGradients
+from lightning_proppo.per_particle.remembering import RememberingUses
+from lightning_proppo.per_particle.rollouts import PullBack, RolloutGradients
 from lightning_proppo.per_particle.sketches import Signs
 
 P = 12

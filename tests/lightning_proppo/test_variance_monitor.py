@@ -28,7 +28,7 @@ from lightning_proppo.propagators import PauseProp
 from ..notes import all_that_it_says
 
 PARTICLES = 16
-STREAMS = ("RP", "LR", "TP")
+COMPARABLE = ("RP", "LR", "TP")
 KINDS = ("variance", "snr", "gradient_norm", "particles_needed", "not_finite")
 OF_USED = ("gradient/variance", "gradient/snr", "gradient/norm", "gradient/not_finite")
 Z = 4.0  # two-sided; one in 15,000 by chance
@@ -138,7 +138,7 @@ def test_scalars_reach_any_logger(pl: ModuleType, estimator: str) -> None:
     fit(pl, make_module(pl), [PropagationCallback(estimator), monitor], logger)
     rows = [(step, found) for step, found in logger.rows if "gradient/variance" in found]
     assert [step for step, _ in rows] == [0, 2]
-    expected = {*OF_USED, *(f"{kind}/{name}" for kind in KINDS for name in STREAMS)}
+    expected = {*OF_USED, *(f"{kind}/{name}" for kind in KINDS for name in COMPARABLE)}
     for _, found in rows:
         assert set(found) == expected
         assert all(isinstance(value, float) and math.isfinite(value) for value in found.values())
@@ -176,10 +176,10 @@ def test_tensorboard_gets_pages(pl: ModuleType, tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tb" / "version_0"), size_guidance={"images": 0})
     events.Reload()
     tags = events.Tags()
-    assert {f"log10_{kind}/{name}" for kind in KINDS[:1] for name in STREAMS} <= set(
+    assert {f"log10_{kind}/{name}" for kind in KINDS[:1] for name in COMPARABLE} <= set(
         tags["scalars"]
     )
-    assert {f"variance/{name}" for name in STREAMS} <= set(tags["scalars"])
+    assert {f"variance/{name}" for name in COMPARABLE} <= set(tags["scalars"])
     shown = ("variance_RP", "variance_LR", "weight_on_LR")
     assert {f"by_time_step/{name}" for name in shown} == set(tags["images"])
     assert len(tags["histograms"]) == 3
@@ -187,7 +187,7 @@ def test_tensorboard_gets_pages(pl: ModuleType, tmp_path: Path) -> None:
     assert not set(tags["images"]) & set(tags["histograms"])
     assert "custom_scalars__config__" in tags["tensors"]
     layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
-    assert all(f"log10_variance/{name}".encode() in layout for name in STREAMS)
+    assert all(f"log10_variance/{name}".encode() in layout for name in COMPARABLE)
     hparams = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     assert b"estimator" in hparams
     assert b"LR" in hparams
