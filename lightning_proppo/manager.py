@@ -207,10 +207,10 @@ class PropagationManager:
             if force_targets is not None and recording:
                 tape.check_reach(force_targets)
             if tape.ranks is ALONE:
-                node = tape.record(x, propagator, force_targets, recording, kwargs)
+                node = tape.record(x, propagator, kwargs, force_targets, recording)
             else:
                 with activate_ranks(tape.ranks):
-                    node = tape.record(x, propagator, force_targets, recording, kwargs)
+                    node = tape.record(x, propagator, kwargs, force_targets, recording)
         except BaseException:
             self._end_by_error()
             raise

@@ -1,25 +1,24 @@
-"""A tape: the nodes of one rollout in the order in which they were made, and messages among them.
+"""A tape: the nodes of one rollout in the order in which they were made, and what they reach.
 
-The tape knows nodes, targets and the two directions in which a computation can run over them. It
-knows neither Lightning nor which propagators exist.
+It knows neither Lightning nor which propagators exist.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from lightning_proppo.containers import MARKS, Container, Content, Message, Node, as_message
+from lightning_proppo.containers import MARKS, Container, Content, Message, Node
 from lightning_proppo.cuts import is_cut, mark_cut, tape_of
-from lightning_proppo.errors import PropagationError
 from lightning_proppo.graph import LeafIndex
 from lightning_proppo.precision import floating_tensors
 from lightning_proppo.ranks import ALONE
+from lightning_proppo.traversal import Traversal, check_targets
 
 if TYPE_CHECKING:
     from lightning_proppo.propagators.base import Propagator
@@ -118,39 +117,29 @@ class Tape:
         parent = self.parent() if self.parent is not None else None
         return self if parent is None else parent.root
 
-    def forward(
+    def record(
         self,
         x: Any,
         propagator: Propagator,
+        kwargs: Mapping[str, Any] | None = None,
         force_targets: Any = None,
         register: bool = True,
-        **kwargs: Any,
     ) -> Node:
         """Run a propagator's forward computation and make its node the last on the tape.
 
         Args:
             x: the input.
             propagator: what computes.
+            kwargs: the propagator's forward options.
             force_targets: where the node's messages go, whatever they say.
             register: False for an evaluation: the node is made but not put on the tape.
-            **kwargs: the propagator's forward options.
 
         Returns:
             The node; its ``'output'`` is what the computation gave.
         """
-        return self.record(x, propagator, force_targets, register, kwargs)
-
-    def record(
-        self,
-        x: Any,
-        propagator: Propagator,
-        force_targets: Any,
-        register: bool,
-        kwargs: dict[str, Any],
-    ) -> Node:
-        """Do what :meth:`forward` does; options come as a dict, which is not written into."""
+        kwargs = {} if kwargs is None else kwargs
         if force_targets is not None:
-            _check_targets("force_targets", force_targets)
+            check_targets("force_targets", force_targets)
         if self._ahead and len(self.nodes) in self._ahead:
             kwargs = {**kwargs, "inbox": self._ahead[len(self.nodes)]}
         made = propagator.contents_of_node(x, kwargs)
@@ -187,7 +176,7 @@ class Tape:
             TypeError: if they are no targets.
             ValueError: if there are not so many nodes before it.
         """
-        _check_targets("force_targets", force_targets)
+        check_targets("force_targets", force_targets)
         before = len(self.nodes)
         for target in (force_targets,) if isinstance(force_targets, int) else force_targets:
             # To go one further than the first node is to leave the tape, as messages do.
@@ -215,93 +204,11 @@ class Tape:
             What left the tape at the far end, with targets relative to it.
         """
         was_running, self.running = self.running, True
+        clear = kind == "backward" and not self.root.keep
         try:
-            return self._run(kind, message, reverse)
+            return Traversal(self.nodes, kind, reverse, clear).run(message)
         finally:
             self.running = was_running
-
-    def _run(self, kind: str, message: Container | None, reverse: bool) -> Message:
-        nodes = self.nodes
-        keep = self.root.keep
-        outgoing: Message | None = None
-        indices = range(len(nodes) - 1, -1, -1) if reverse else range(len(nodes))
-        if message is not None:
-            if not nodes:
-                return message if isinstance(message, Message) else Message(container=message)
-            # It comes from outside: from where a node before the first to be activated would be.
-            start = len(nodes) if reverse else -1
-            parts = message.messages() if isinstance(message, Message) else [(None, message)]
-            for target, container in parts:
-                for relative in self._resolve(target, None, None, reverse):
-                    if 0 <= start + relative < len(nodes):
-                        nodes[start + relative].receive(container)
-        default: tuple[int, ...] = (-1,) if reverse else (1,)
-        clearing = kind == "backward" and not keep
-        activations: dict[int, Callable[[Any, Any], Any] | None] = {}
-        activate: Callable[[Any, Any], Any] | None = None
-        current: Propagator | None = None
-        for i in indices:
-            node = nodes[i]
-            propagator = node.propagator
-            if propagator is None:
-                raise PropagationError(f"node {i} of the tape has no propagator.")
-            if propagator is not current:
-                if id(propagator) not in activations:
-                    activations[id(propagator)] = propagator.activation(kind, reverse)
-                current, activate = propagator, activations[id(propagator)]
-            if activate is None and node.held is MARKS and node.mail is None:
-                # Without targets, an empty message that is passed on is no message.
-                if clearing:
-                    node.clear()
-                continue
-            mailbox = node.messages
-            sent = mailbox if activate is None else activate(node, mailbox)
-            if node.held is MARKS:
-                force_targets = targets = None
-            else:
-                force_targets, targets = node.get("force_targets"), node.get("targets")
-            by_default = force_targets is None and targets is None
-            handed_on = None
-            if by_default and type(sent) is Container and sent is mailbox and "targets" not in sent:
-                # The node's own mailbox becomes the next one's: nobody else holds it.
-                handed_on = sent
-            message = None
-            if handed_on is None and not (type(sent) is dict and not sent and by_default):
-                message = as_message(sent, propagator)
-            node.empty_mailbox()
-            if clearing and (node.held is MARKS or node.get("clear", True)):
-                node.clear()
-            if handed_on is not None and len(handed_on):
-                index = i + default[0]
-                if 0 <= index < len(nodes) and nodes[index].mail is None:
-                    nodes[index].mail = handed_on
-                    continue
-                message = Message(container=handed_on)
-            if message is None:
-                continue
-            for target, container in message.messages():
-                if target is None and by_default:
-                    relatives = default
-                else:
-                    relatives = self._resolve(target, force_targets, targets, reverse)
-                for relative in relatives:
-                    index = i + relative
-                    if 0 <= index < len(nodes):
-                        if len(container) or nodes[index].mail is not None:
-                            nodes[index].receive(container)
-                    elif (index < 0) == reverse and len(container):
-                        over = index if reverse else index - len(nodes) + 1
-                        passed = Message(container, target=over)
-                        if outgoing is None:
-                            outgoing = passed
-                        else:
-                            outgoing.update(passed)
-        if outgoing is None:
-            return Message()
-        # One step beyond the end is what "no target given" means.
-        if list(outgoing.targets()) == [*default]:
-            return Message(container=outgoing.get_message(*default))
-        return outgoing
 
     def collect_leaves(self) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """Walk every node's graph once.
@@ -392,24 +299,3 @@ class Tape:
                 else:
                     box = self._ahead.setdefault(index, Container())
                     box.update(container)
-
-    @staticmethod
-    def _resolve(target: Any, force_targets: Any, targets: Any, reverse: bool) -> tuple[int, ...]:
-        for candidate in (force_targets, target, targets):
-            if candidate is not None:
-                chosen = candidate
-                break
-        else:
-            return (-1,) if reverse else (1,)
-        _check_targets("a message's targets", chosen)
-        return (chosen,) if isinstance(chosen, int) else tuple(chosen)
-
-
-def _check_targets(name: str, targets: Any) -> None:
-    if isinstance(targets, int):
-        return
-    if not isinstance(targets, (list, tuple)) or not all(isinstance(t, int) for t in targets):
-        raise TypeError(
-            f"{name} must be an int or a list of ints, relative to the sending node; "
-            f"got {targets!r}."
-        )

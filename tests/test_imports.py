@@ -91,6 +91,7 @@ FORBIDDEN = {
         "handover",
         "manager",
     ),
+    "lightning_proppo.traversal": ("propagators", "tape", "handover", "manager"),
     "lightning_proppo.tape": ("propagators", "handover", "manager"),
     "lightning_proppo.propagators": ("costs", "handover", "manager"),
     "lightning_proppo.costs": ("propagators", "tape", "handover", "manager"),

@@ -218,6 +218,21 @@ MUTANTS = (
     *_of(
         "tape.py",
         (
+            "messages ahead off by one",
+            "sender = len(self.nodes) - 1",
+            "sender = len(self.nodes)",
+            "manager propagators",
+        ),
+        (
+            "nodes keep their contents",
+            'clear = kind == "backward" and not self.root.keep',
+            "clear = False",
+            "memory",
+        ),
+    ),
+    *_of(
+        "traversal.py",
+        (
             "the last node is left out",
             "range(len(nodes) - 1, -1, -1)",
             "range(len(nodes) - 2, -1, -1)",
@@ -229,12 +244,7 @@ MUTANTS = (
             "range(len(nodes) - 1, 0, -1)",
             "manager",
         ),
-        (
-            "messages skip a node",
-            "default: tuple[int, ...] = (-1,) if",
-            "default: tuple[int, ...] = (-2,) if",
-            "manager",
-        ),
+        ("messages skip a node", "self.step = -1 if", "self.step = -2 if", "manager"),
         (
             "targets off by one",
             "index = i + relative\n",
@@ -242,22 +252,10 @@ MUTANTS = (
             "manager propagators",
         ),
         (
-            "messages ahead off by one",
-            "sender = len(self.nodes) - 1",
-            "sender = len(self.nodes)",
-            "manager propagators",
-        ),
-        (
             "the message's target first",
             "for candidate in (force_targets, target, targets):",
             "for candidate in (target, force_targets, targets):",
             "manager propagators containers paper_listings",
-        ),
-        (
-            "nodes keep their contents",
-            'clearing = kind == "backward" and not keep',
-            "clearing = False",
-            "memory",
         ),
     ),
     *_of(

@@ -43,7 +43,7 @@ class ChainProp(SequenceProp):
         tape = Tape()
         for propagator, own in zip(self.propagators, chain_kwargs, strict=True):
             options = options_for(propagator, kwargs)
-            inner = tape.forward(x, propagator, **{**options, **own})
+            inner = tape.record(x, propagator, {**options, **own})
             x = inner.get("output")
         return {"output": x, "tape": tape, "register_node": len(tape) > 0}
 

@@ -188,8 +188,8 @@ class Says(Propagator):
 
 def test_messages_that_leave_the_tape_are_kept_apart_by_how_far_they_go():
     tape = Tape()
-    tape.forward(None, Says({"a": 1, "targets": -2}))
-    tape.forward(None, Says({"b": 2, "targets": [-2, -3]}))
+    tape.record(None, Says({"a": 1, "targets": -2}))
+    tape.record(None, Says({"b": 2, "targets": [-2, -3]}))
     remaining = tape.run()
     found = {target: dict(part.items()) for target, part in remaining.messages()}
     assert found == {-1: {"b": 2}, -2: {"b": 2, "a": 1}}
@@ -197,7 +197,7 @@ def test_messages_that_leave_the_tape_are_kept_apart_by_how_far_they_go():
 
 def test_what_leaves_at_the_near_end_is_gone():
     tape = Tape()
-    tape.forward(None, Says({"a": 1, "targets": 5}))
+    tape.record(None, Says({"a": 1, "targets": 5}))
     assert len(tape.run()) == 0
 
 
@@ -209,7 +209,7 @@ def test_a_message_passes_through_an_empty_tape():
 
 def test_a_node_without_a_propagator_is_named():
     tape = Tape()
-    tape.forward(None, Says())
+    tape.record(None, Says())
     tape.nodes.append(Node())
     with pytest.raises(PropagationError, match="node 1 of the tape has no propagator"):
         tape.run()
@@ -244,7 +244,7 @@ def test_computations_that_run_onward_send_one_message_to_the_node_after(says):
 def test_a_computation_may_send_nothing_at_all():
     tape = Tape()
     for nothing in (None, [], {}, Message()):
-        tape.forward(None, Says(nothing))
+        tape.record(None, Says(nothing))
     assert len(tape.run()) == 0
 
 
@@ -262,7 +262,7 @@ def test_a_node_may_force_its_messages_to_several_targets():
 def test_a_tape_counts_its_own_terminal_node_apart(length):
     tape = Tape(BackPropagator())
     for _ in range(length):
-        tape.forward(None, Says())
+        tape.record(None, Says())
     assert len(tape) == length + 1
     assert tape.recorded == tape.calls == length
     tape.release()
