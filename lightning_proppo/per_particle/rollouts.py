@@ -126,36 +126,23 @@ class RolloutGradients:
                 self._keep_variances(uses, pullbacks, step)
             self._add_one_by_one(uses, pullbacks)
             return
-        plan = uses.plan
         if sample and not self._all_small(uses):
             self._keep_variances(uses, pullbacks, step)
             step = -1  # no need to find them another time
+        plan = uses.plan
         parts = uses._contributions([pullback.answers for pullback in pullbacks])
         through = set(plan.composite_entries)
         for number, entries in plan.plain:
-            parameter = uses.parameters[number]
             for k in entries:
                 found = parts[k]
                 if found is None:
                     continue
-                turned = self._turned(uses, k)
-                if turned and not all(_is_matrix(part) for part in found):
-                    turned = None
-                if turned is None:
+                found = self._as_they_lie(uses, k, found)
+                if found is None:
                     through.add(k)
-                    continue
-                if turned:
-                    found = [OuterProducts(part.right, part.left) for part in found]  # type: ignore[attr-defined]
-                if parameter.numel() <= EXACT and parameter.numel() * self.particles <= BLOCK:
-                    self._wait(parameter, pullbacks, found, step)
                 else:
-                    shared = [
-                        (part, pullback.shares)
-                        for part, pullback in zip(found, pullbacks, strict=True)
-                    ]
-                    self._sketch(parameter).add(shared)
-        if plan.apart:
-            self._apart |= {id(uses.parameters[number]) for number, _ in plan.apart}
+                    self._add_plain(uses.parameters[number], pullbacks, found, step)
+        self._apart |= {id(uses.parameters[number]) for number, _ in plan.apart}
         if through:
             self._add_through(uses, pullbacks, parts, through)
 
@@ -199,12 +186,45 @@ class RolloutGradients:
 
     # -- inner -------------------------------------------------------------------------------
 
+    def _as_they_lie(
+        self, uses: ParameterUses, entry: int, found: list[Contribution]
+    ) -> list[Contribution] | None:
+        """Return contributions to an entry's operand as ones to its parameter.
+
+        None where they have to be pulled through what is between.
+        """
+        turned = self._turned(uses, entry)
+        if not turned:
+            return None if turned is None else found
+        matrices = [part for part in found if _is_matrix(part)]
+        if len(matrices) < len(found):
+            return None
+        return [OuterProducts(part.right, part.left) for part in matrices]  # type: ignore[attr-defined]
+
+    def _add_plain(
+        self,
+        parameter: Tensor,
+        pullbacks: Sequence[PullBack],
+        found: Sequence[Contribution],
+        step: int,
+    ) -> None:
+        """Add what particles contribute to a parameter at one of its entries."""
+        if self._is_small(parameter):
+            self._wait(parameter, pullbacks, found, step)
+            return
+        shared = [(part, pullback.shares) for part, pullback in zip(found, pullbacks, strict=True)]
+        self._sketch(parameter).add(shared)
+
+    def _is_small(self, parameter: Tensor) -> bool:
+        """Return whether rows of a parameter are put aside."""
+        return parameter.numel() <= EXACT and parameter.numel() * self.particles <= BLOCK
+
     def _turned(self, uses: ParameterUses, entry: int) -> bool | None:
-        """Return how the operand of an entry lies to its parameter; see :func:`_turned`."""
+        """Return how the operand of an entry lies to its parameter; see :func:`_is_transposed`."""
         # Steps of a rollout have one plan in common.
         known = self._known.setdefault(id(uses.plan), (uses.plan, {}))[1]
         if entry not in known:
-            known[entry] = _turned(uses, uses.plan.entries[entry].operand)
+            known[entry] = _is_transposed(uses, uses.plan.entries[entry].operand)
         return known[entry]
 
     def _all_small(self, uses: ParameterUses) -> bool:
@@ -213,8 +233,7 @@ class RolloutGradients:
         if plan.composite or plan.apart:
             return False
         return all(
-            uses.parameters[number].numel() <= EXACT
-            and uses.parameters[number].numel() * self.particles <= BLOCK
+            self._is_small(uses.parameters[number])
             and all(self._turned(uses, k) is False for k in entries)
             for number, entries in plan.plain
         )
@@ -342,7 +361,7 @@ def _is_matrix(part: Contribution) -> bool:
     return isinstance(part, OuterProducts) and part.matrix[0] == 1
 
 
-def _turned(uses: ParameterUses, place: Place) -> bool | None:
+def _is_transposed(uses: ParameterUses, place: Place) -> bool | None:
     """Return whether an operand is its parameter's transpose; None if it is anything else."""
     operations = uses.graph.operations
     shapes = [operations[place[0]].shapes[place[1]]]
