@@ -31,8 +31,8 @@ MATHEMATICS = tuple(
     for name in (
         "accuracy",
         "baselines",
+        "cotangents",
         "densities",
-        "estimators",
         "gaussians",
         "mixtures",
         "precision",

@@ -31,7 +31,7 @@ def _of(file: str, *mutants: tuple[str, str, str, str]) -> tuple[Mutant, ...]:
 
 MUTANTS = (
     *_of(
-        "estimators.py",
+        "cotangents.py",
         (
             "LR's sign",
             "return losses.detach() / particles",

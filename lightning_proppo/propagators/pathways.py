@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_proppo.estimators import (
+from lightning_proppo.cotangents import (
     lr_cotangent,
     normal_loc_cotangent,
     normal_scale_cotangent,
