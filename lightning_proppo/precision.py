@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,8 @@ def floating_tensors(thing: Any) -> list[Tensor]:
     return found
 
 
-class Widened(NamedTuple, Generic[D]):
+@dataclass(frozen=True, eq=False)
+class Widened(Generic[D]):
     """A distribution whose parameters have at least 32 bits.
 
     Attributes:
