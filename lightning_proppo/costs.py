@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_proppo.containers import Node
-from lightning_proppo.pooling import check_same
+from lightning_proppo.pooling import check_same, gather_in_step
 from lightning_proppo.precision import is_narrow
 from lightning_proppo.ranks import ALONE, Ranks
 
@@ -116,10 +116,11 @@ class RolloutCosts:
 
         What follows are collectives, in which ranks that do something else would wait for ever.
         """
-        own = [self._nodes[0]["output"].shape[0], calls, len(self), finite]
-        found = ranks.gather(torch.tensor(own, dtype=torch.int64, device=device)).tolist()
-        particles, every_calls, costs, all_finite = zip(*found, strict=True)
-        check_same("particles", particles)
+        own = torch.tensor([calls, len(self), finite], dtype=torch.float64, device=device)
+        particles = self._nodes[0]["output"].shape[0]
+        every_particles, found = gather_in_step(own, particles, ranks, ends=True)
+        every_calls, costs, all_finite = found.long().T.tolist()
+        check_same("particles", every_particles)
         check_same("samples and costs in a rollout", every_calls)
         check_same("costs in a rollout", costs)
         if finite and not all(all_finite):

@@ -21,6 +21,13 @@ from lightning_proppo.variances import (
     weights_from_variances,
 )
 
+# So many numbers are gathered at the end of a rollout.
+_AT_LEAST = 4
+_ADVICE = (
+    "Give each rank batches of one size (drop_last=True) and rollouts of one length, or make the "
+    "manager with sync=False, which leaves each rank its own statistics."
+)
+
 
 def pooled_variances(
     within: Sequence[Tensor],
@@ -116,16 +123,56 @@ def fit_gaussian_over(x: Tensor, ranks: Ranks = ALONE) -> tuple[Tensor, Tensor]:
         return fit_gaussian(x)
     mean, scatter = gaussian_moments(x)
     with full_precision(x):
-        count = torch.full((1,), x.shape[0], dtype=torch.float64, device=x.device)
-        own = torch.cat([count, mean.double(), scatter.double().reshape(-1)])
-        counts, means, scatters = ranks.gather(own).split([1, len(mean), scatter.numel()], dim=1)
-        check_same("particles", [int(c) for c in counts.flatten().tolist()])
+        own = torch.cat([mean.double(), scatter.double().reshape(-1)])
+        particles, rows = gather_in_step(own, x.shape[0], ranks)
+        check_same("particles", particles)
+        means, scatters = rows.split([len(mean), scatter.numel()], dim=1)
         # This rank's own moments keep their graph.
         means, scatters = [*means.to(mean.dtype)], [*scatters.to(mean.dtype)]
         means[ranks.rank], scatters[ranks.rank] = mean, scatter.reshape(-1)
         return combine_gaussians(
             torch.stack(means), torch.stack(scatters).reshape(-1, *scatter.shape), x.shape[0]
         )
+
+
+def gather_in_step(
+    x: Tensor, particles: int, ranks: Ranks, ends: bool = False
+) -> tuple[list[int], Tensor]:
+    """Gather numbers, of a rollout's sample or at its end, on ranks that may not be in step.
+
+    Ranks that record rollouts of different length meet at different places, with as many numbers
+    as they have there. Collectives of different size are not an error but wait for ever, or end the
+    process. So the end of a rollout gathers as many as its last sample did, and the first number
+    says which of the two it is.
+
+    Args:
+        x: float64, [n].
+        particles: P, at least 1.
+        ranks: the ranks.
+        ends: whether this is the end of the rollout.
+
+    Returns:
+        Every rank's number of particles, and their numbers [N, n].
+
+    Raises:
+        ValueError: on every rank, if some are at the end and others are not.
+    """
+    first = torch.full((1,), -particles if ends else particles, dtype=x.dtype, device=x.device)
+    own = torch.cat([first, x])
+    size = max(len(own), ranks.gathered if ends else _AT_LEAST)
+    rows = ranks.gather(torch.nn.functional.pad(own, (0, size - len(own))))
+    ranks.gathered = size
+    counts = [int(count) for count in rows[:, 0].tolist()]
+    if len({count < 0 for count in counts}) > 1:
+        at_end, before = (
+            next(rank for rank, count in enumerate(counts) if (count < 0) is end)
+            for end in (True, False)
+        )
+        raise ValueError(
+            "every rank must have the same number of samples and costs in a rollout; rank "
+            f"{at_end} is at the end of its rollout where rank {before} is not. {_ADVICE}"
+        )
+    return [abs(count) for count in counts], rows[:, 1 : 1 + len(x)]
 
 
 def check_same(what: str, counts: Sequence[int]) -> None:
@@ -141,9 +188,8 @@ def check_same(what: str, counts: Sequence[int]) -> None:
     if len(set(counts)) > 1:
         raise ValueError(
             f"every rank must have the same number of {what}; got "
-            f"{', '.join(f'{count} on rank {rank}' for rank, count in enumerate(counts))}. Give "
-            "each rank batches of one size (drop_last=True) and rollouts of one length, or make "
-            "the manager with sync=False, which leaves each rank its own statistics."
+            f"{', '.join(f'{count} on rank {rank}' for rank, count in enumerate(counts))}. "
+            f"{_ADVICE}"
         )
 
 

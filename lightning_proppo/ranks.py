@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,17 +17,20 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ranks:
     """The processes of the default process group; without one, or with ``size`` 1, this one alone.
 
     Attributes:
         size: N.
         rank: which of them this process is.
+        gathered: how many numbers the last sample of a rollout has gathered; see
+            :func:`~lightning_proppo.pooling.gather_in_step`.
     """
 
     size: int = 1
     rank: int = 0
+    gathered: int = field(default=0, compare=False)
 
     def sum(self, x: Tensor) -> Tensor:
         """Return the sum of a tensor over the ranks, detached, of the same shape.

@@ -215,6 +215,8 @@ errors = {
     "particles, RP": message_of(lambda: rollout("RP", particles=5 + (RANK == 2))),
     "particles, GR": message_of(lambda: rollout("GR", particles=5 + (RANK == 2))),
     "steps": message_of(lambda: rollout("TP", horizon=3 + (RANK == 1))),
+    "steps, GR": message_of(lambda: rollout("GR", horizon=3 + (RANK == 1))),
+    "steps, GS": message_of(lambda: rollout("GS", horizon=3 + (RANK == 1))),
     "cost": message_of(lambda: rollout("TP", cost=float("nan") if RANK == 3 else 1.0)),
     "afterwards": message_of(lambda: rollout("TP")),
 }
@@ -319,6 +321,8 @@ def test_ranks_that_differ_are_refused_on_every_rank(results: list[dict[str, Any
         assert errors["particles, RP"] == errors["particles"]
         assert errors["particles, GR"] == errors["particles"]
         assert "samples and costs in a rollout; got 6 on rank 0, 8 on rank 1" in errors["steps"]
+        for name in ("steps, GR", "steps, GS"):
+            assert "rank 0 is at the end of its rollout where rank 1 is not" in errors[name]
         assert "ValueError" in errors["cost"]
         assert errors["afterwards"] == "nothing was raised"
     assert "those of rank 3" in results[0]["errors"]["cost"]
