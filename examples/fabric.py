@@ -1,5 +1,7 @@
 """Fabric: a loop of one's own, on any number of devices, each of which draws its share.
 
+It needs lightning-proppo[lightning].
+
 python examples/fabric.py --steps 200 --devices 1
 """
 

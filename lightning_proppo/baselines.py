@@ -50,6 +50,11 @@ def leave_one_out(losses: Tensor, mean: Tensor, particles: int) -> Tensor:
 
 
 def no_baseline(local_losses: Tensor, node: Any = None) -> Tensor:
-    """Return the losses as they are."""
+    """Return the losses as they are.
+
+    Args:
+        local_losses: [P, 1] or [P].
+        node: not used.
+    """
     del node
     return local_losses

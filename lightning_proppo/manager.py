@@ -28,7 +28,7 @@ _TERMINAL: Any = object()
 
 
 class PropagationManager:
-    """Routes the samples and costs of a rollout through propagators.
+    """Routes the samples and costs of a rollout through propagators (Appendix B.1; listing 1).
 
     A rollout is recorded by :meth:`sample` (or :meth:`forward`) and :meth:`append_loss`;
     :meth:`loss` closes it and returns a scalar whose ``backward()`` *is* the propagation. In a
@@ -47,6 +47,11 @@ class PropagationManager:
             estimate of one process with N P. Every rank must then record the same rollouts. False:
             each rank by itself. (Evaluations, without grad, are always by themselves.)
         **options: of the named estimator's samples, e.g. ``noise="quasi-random"``.
+
+    Attributes:
+        statistics: of the last pass. TP leaves ``statistics["lr_weight"]``, the weight on LR of
+            each sample (mean over what is weighed): a list of [], last sample first.
+        last_cost: the mean over particles of the last rollout's summed costs, []; None before.
 
     Raises:
         TypeError: if one of them is no propagator, or ``sync`` no bool; for an option that the

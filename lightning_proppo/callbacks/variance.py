@@ -62,6 +62,9 @@ class VarianceMonitor(pl.Callback):
         sketches: random projections of each particle's gradient at parameters of more than 32
             elements; more are more exact and cost more.
 
+    Attributes:
+        last: the numbers of the last look, by the names that they are logged under.
+
     Raises:
         ValueError: for a number or name that cannot be.
     """
