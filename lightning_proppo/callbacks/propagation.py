@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from keyword import iskeyword
 from typing import Any
 
@@ -61,7 +62,8 @@ class PropagationCallback(pl.Callback):
 
     Raises:
         TypeError, ValueError: for an unknown estimator or option; at the start of training,
-            ValueError for FSDP, model parallelism and DeepSpeed.
+            ValueError for FSDP, model parallelism and DeepSpeed, and for another callback with
+            the same ``attribute``.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class PropagationCallback(pl.Callback):
         """Refuse strategies that cannot work; give the module its manager."""
         if stage == "fit":
             refuse_strategy(trainer.strategy)
+        self._refuse_another(trainer.callbacks)
         leave_at_exit()
         write_whole_checkpoints(trainer.strategy)
         if trainer.precision == "64-true":
@@ -233,6 +236,20 @@ class PropagationCallback(pl.Callback):
         leave_on_failure(trainer, exception)
 
     # -- inner -------------------------------------------------------------------------------
+
+    def _refuse_another(self, callbacks: Iterable[Any]) -> None:
+        """Raise if another callback, too, gives the module a manager under this name."""
+        if any(
+            isinstance(each, PropagationCallback)
+            and each is not self
+            and each.attribute == self.attribute
+            for each in callbacks
+        ):
+            raise ValueError(
+                "callbacks: two PropagationCallbacks set the module's attribute "
+                f"{self.attribute!r}; keep one, or give them different attributes "
+                "(attribute='...')."
+            )
 
     def _make_manager(self) -> PropagationManager:
         manager = PropagationManager(

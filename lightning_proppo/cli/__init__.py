@@ -17,6 +17,7 @@ all others are found through an entry-point group
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import os
 import sys
 import warnings
@@ -66,6 +67,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except CommandError as error:
         sys.stderr.write(f"{PROGRAM} {name}: error: {error}\n")
         return USER_ERROR
+    if name == "--version":
+        sys.stdout.write(f"{PROGRAM} {importlib.metadata.version(PROGRAM)}\n")
+        return 0
     known = [*own, *others]
     if name and not name.startswith("-") and name not in known:
         sys.stderr.write(

@@ -129,7 +129,11 @@ def _find_class(path: Path, checkpoint: dict[str, Any]) -> type[pl.LightningModu
     hyper_parameters = checkpoint.get("hyper_parameters") or {}
     name = checkpoint.get("module_class") or hyper_parameters.get("_class_path")
     if not isinstance(name, str):
-        raise CommandError(f"{path} does not say what it holds: it has no key 'module_class'.")
+        raise CommandError(
+            f"{path} does not say what it holds: it has no key 'module_class'. Let the module's "
+            "on_save_checkpoint put its class there, checkpoint['module_class'] = "
+            "'my_package.MyModule'; in modules trained by 'fit', save_hyperparameters() does."
+        )
     try:
         found = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:

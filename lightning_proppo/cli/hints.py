@@ -14,6 +14,8 @@ _CLASS = re.compile(r"<class '([\w.]+)'>")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\w+)|has no attribute '(\w+)'")
 _OPTION = re.compile(r"given class_path '([\w.]+)':\s+Option '(\w+)' is not accepted")
 _ARGUMENT = re.compile(r"[Uu]nrecognized arguments?: (--[\w.-]+)")
+_KEY = re.compile(r"does not accept option '([\w.]+)'")
+_NO_MODEL = re.compile(r"arguments are required: (\w+)\.model")
 
 
 def hint(message: str, options: Iterable[str] = ()) -> str:
@@ -36,8 +38,20 @@ def hint(message: str, options: Iterable[str] = ()) -> str:
         found.append(did_you_mean(match[2], _arguments(match[1])))
     for match in _ARGUMENT.finditer(message):
         found.append(did_you_mean(match[1], options))
+    for match in _KEY.finditer(message):
+        found.append(_nearest_key(match[1], [option.removeprefix("--") for option in options]))
+    for match in _NO_MODEL.finditer(message):
+        found.append(f"Give a configuration, {match[1]} --config FILE, or a class, --model CLASS.")
     texts = [text.strip() for text in dict.fromkeys(found) if text]
     return "\n" + " ".join(texts) if texts else ""
+
+
+def _nearest_key(given: str, known: Iterable[str]) -> str:
+    """Return a suggestion for a key of a configuration, or for the section that it stands in."""
+    known = list(known)
+    section = given.partition(".")[0]
+    sections = {key.partition(".")[0] for key in known}
+    return did_you_mean(given, known) if section in sections else did_you_mean(section, sections)
 
 
 def _resolve(path: str) -> Any:

@@ -46,7 +46,12 @@ class ProppoCLI(LightningCLI):
         tell = parser.error
 
         def error(message: str, ex: Exception | None = None) -> NoReturn:
-            tell(message + hint(message, parser._option_string_actions), ex)
+            # A subcommand's keys are complained of by the parser of all subcommands.
+            parsers = [parser, *getattr(self, "_subcommand_parsers", {}).values()]
+            options = dict.fromkeys(
+                name for each in parsers for name in each._option_string_actions
+            )
+            tell(message + hint(message, options), ex)
 
         parser.error = error  # type: ignore[method-assign]
         return parser
@@ -104,9 +109,14 @@ def _report_run(trainer: pl.Trainer, log_dir: Any, started: float, evaluable: bo
         rows.append(("to evaluate", f"{_command(PROGRAM)} evaluate --ckpt {path}"))
     width = max(len(label) for label, _ in rows)
     lines = [f"  {label:<{width}}  {text}" for label, text in rows]
-    title = f"Trained for {trainer.current_epoch} epochs, {trainer.global_step} steps."
+    title = f"Trained for {_count(trainer.current_epoch, 'epoch')}, "
+    title += f"{_count(trainer.global_step, 'step')}."
     sys.stdout.write("\n".join(["", title, *lines, ""]))
     sys.stdout.flush()
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 @dataclass(frozen=True)

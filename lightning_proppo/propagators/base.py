@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lightning_proppo.containers import MARKS, Container, Message, as_message
-from lightning_proppo.errors import check_names, did_you_mean
+from lightning_proppo.errors import check_choice, check_names, did_you_mean
 from lightning_proppo.initializers import ChainInit
 
 _NOT_KNOWN_YET: Any = object()
@@ -46,10 +46,13 @@ class Propagator:
         uses_cost_gradient: whether costs without a graph are refused.
         loss_baseline: whether a baseline is subtracted at losses. False where samples subtract
             their own, or where the losses' values are not used.
+        choices: by the name of an option of the forward computation that is one of several names,
+            these names.
     """
 
     uses_cost_gradient: bool = False
     loss_baseline: bool = True
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {}
     default_init_kwargs: ClassVar[dict[str, Any]] = {}
     # Names of options, in the order of a call, that have been found to be known.
     _checked: frozenset[tuple[str, ...]] = frozenset()
@@ -61,6 +64,7 @@ class Propagator:
     def __init__(self, **kwargs: Any) -> None:
         options = {**type(self).default_init_kwargs, **kwargs}
         self._check_options(options)
+        check_choices(self, options)
         self.default_forward_kwargs: dict[str, Any] = options
 
     def forward(self, x: Any, **kwargs: Any) -> Container:
@@ -243,6 +247,7 @@ class SequenceProp(Propagator):
             options = {name: value for name, value in arguments.items() if name not in slots}
             self.propagators = self.slots(**slots)
         self._check_options(options)
+        check_choices(self, options)
         self.default_forward_kwargs = options
 
     def forward_options(self) -> frozenset[str] | None:
@@ -287,6 +292,22 @@ class SequenceProp(Propagator):
                     f"propagators[{position}] must be an instance of Propagator; "
                     f"got {propagator!r}."
                 )
+
+
+def check_choices(propagator: Propagator, options: Mapping[str, Any]) -> None:
+    """Raise if a default option that is to be one of several names is another; None is let through.
+
+    Constituents' options are looked at too. What is given with a sample, the forward computation
+    checks.
+
+    Raises:
+        ValueError: with a suggestion.
+    """
+    for name, known in propagator.choices.items():
+        if options.get(name) is not None:
+            check_choice(name, options[name], known)
+    for part in getattr(propagator, "propagators", ()):
+        check_choices(part, options)
 
 
 def options_for(propagator: Propagator, kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
 from lightning_proppo.propagators.distributions import DistParams, make_distribution
 from lightning_proppo.propagators.normal import (
+    NOISES,
     NormalDraw,
     check_noise,
     draw_normal,
@@ -82,6 +84,7 @@ class BIWBase(Propagator):
     """
 
     loss_baseline = False
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {"share": SHARES, "noise": NOISES}
 
     def forward_impl(
         self,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from lightning_proppo.containers import Listed
 from lightning_proppo.cuts import cut
@@ -10,6 +11,7 @@ from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
 from lightning_proppo.propagators.distributions import DistParams, make_distribution
 from lightning_proppo.propagators.normal import (
+    NOISES,
     NormalDraw,
     check_noise,
     draw_normal,
@@ -41,6 +43,7 @@ class LRBase(Propagator):
     """
 
     loss_baseline = False
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {"noise": NOISES}
 
     def forward_impl(
         self,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from lightning_proppo.propagators.distributions import (
     make_distribution,
     require_rsample,
 )
-from lightning_proppo.propagators.normal import check_noise, draw_normal
+from lightning_proppo.propagators.normal import NOISES, check_noise, draw_normal
 from lightning_proppo.propagators.plumbing import detached_output, gradient_message
 from lightning_proppo.propagators.sampling import attached_sample, reparameterized_sample
 
@@ -30,6 +31,7 @@ class RPBase(Propagator):
 
     uses_cost_gradient = True
     loss_baseline = False
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {"noise": NOISES}
 
     def forward_impl(
         self,

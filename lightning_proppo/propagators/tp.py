@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from lightning_proppo.per_particle import Answers, ParameterUses, find_parameter
 from lightning_proppo.pooling import pooled_products, pooled_variances, pooled_weights
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
-from lightning_proppo.propagators.biw import check_sharing, share_backward
+from lightning_proppo.propagators.biw import SHARES, check_sharing, share_backward
 from lightning_proppo.propagators.distributions import (
     DistParams,
     make_distribution,
@@ -28,6 +28,7 @@ from lightning_proppo.propagators.distributions import (
 from lightning_proppo.propagators.halves import HALVES, centred_by_half, only_part, recentring
 from lightning_proppo.propagators.lr import message_loss
 from lightning_proppo.propagators.normal import (
+    NOISES,
     NormalDraw,
     check_noise,
     draw_normal,
@@ -83,6 +84,11 @@ class TPBase(Propagator):
 
     uses_cost_gradient = True
     loss_baseline = False
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {
+        "weighting": WEIGHTINGS,
+        "share": SHARES,
+        "noise": NOISES,
+    }
 
     def __init__(
         self,
