@@ -185,9 +185,8 @@ ONES = torch.ones(5, 2)
 def test_what_cannot_be_shared_is_named(
     make: Any, options: dict[str, Any], dist: Any, error: type[Exception], message: str
 ) -> None:
-    manager = PropagationManager(make(**options))
     with pytest.raises(error, match=message):
-        manager.sample(dist)
+        PropagationManager(make(**options)).sample(dist)
 
 
 def test_a_discrete_distribution_is_not_shared() -> None:

@@ -297,7 +297,7 @@ FakeDeepSpeedStrategy.__name__ = "DeepSpeedStrategy"  # it need not be installed
 def test_strategies_that_shard_are_refused_with_the_reason(pl: Any, name: str, told: str) -> None:
     strategies = importlib.import_module(f"{pl.__name__}.strategies")
     made = getattr(strategies, name) if name != "DeepSpeedStrategy" else FakeDeepSpeedStrategy
-    trainer = SimpleNamespace(strategy=made(), world_size=1, precision="32-true")
+    trainer = SimpleNamespace(strategy=made(), world_size=1, precision="32-true", callbacks=[])
     callback = PropagationCallback("TP")
     with pytest.raises(ValueError, match=told):
         callback.setup(trainer, nn.Linear(2, 2), "fit")
