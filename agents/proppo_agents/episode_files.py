@@ -93,6 +93,15 @@ class EpisodeFolder:
         write_whole(target, lambda file: np.savez(file, allow_pickle=False, **arrays))
         return target
 
+    def last(self) -> StoredEpisode | None:
+        """Return the episode of the last file; None if there is none.
+
+        Raises:
+            EpisodeFileError: if it cannot be read.
+        """
+        files = self._files()
+        return read_episode(files[-1]) if files else None
+
     def _files(self) -> list[Path]:
         return sorted(self.path.glob("*.npz")) if self.path.is_dir() else []
 

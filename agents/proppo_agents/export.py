@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -54,7 +55,8 @@ def export_policy(policy: Policy, world: World, path: str | Path) -> Path:
     Returns:
         The path.
     """
-    controller = Controller(policy, world).eval()
+    # Who runs it wants actions, not gradients.
+    controller = Controller(copy.deepcopy(policy), world).eval().requires_grad_(False)
     like = next(policy.parameters())
     # A file takes one precision only. Most environments observe in this one.
     example = torch.zeros(2, world.spaces.observation_size, dtype=torch.float32, device=like.device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_proppo import PropagationManager
+from lightning_proppo import PropagationError, PropagationManager
 from lightning_proppo.callbacks.noise import NoiseStream
 from lightning_proppo.generators import isolated
 from lightning_proppo.installed_lightning import pl, rank_zero_info
@@ -125,6 +125,7 @@ class PILCO(pl.LightningModule):
     Raises:
         TypeError, ValueError: if an argument is not as said here; at the start of training, if
             ``particles`` is not a multiple of the number of ranks.
+        PropagationError: at the start of training, without a manager.
     """
 
     manager: PropagationManager
@@ -261,9 +262,15 @@ class PILCO(pl.LightningModule):
     # -- a trial -----------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Refuse particles that cannot be shared out, before an episode is spent."""
-        if stage == "fit":
-            share_of(self.trainer, self.particles, "particles")
+        """Refuse particles that cannot be shared out, or no manager, before an episode is spent."""
+        if stage != "fit":
+            return
+        share_of(self.trainer, self.particles, "particles")
+        if not isinstance(getattr(self, "manager", None), PropagationManager):
+            raise PropagationError(
+                "PILCO has no manager; add lightning_proppo.PropagationCallback('TP') to the "
+                "Trainer's callbacks, or set the attribute manager."
+            )
 
     def on_fit_start(self) -> None:
         """Take the episodes of ``data``, and have all there are in the run's folder."""

@@ -1,4 +1,4 @@
-"""Gaussian resampling (Appendix D, listing 4)."""
+"""Gaussian resampling (Parmas et al. 2018, PIPPS): moment matching by samples."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from proppo_agents.commands.sources import (
     of_environment,
     positive,
 )
-from proppo_agents.episode_files import EpisodeFolder
+from proppo_agents.episode_files import EpisodeFileError, EpisodeFolder
 from proppo_agents.experience import collect_and_keep
 
 
@@ -37,6 +37,7 @@ def main(args: Sequence[str]) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         source = _source(options)
     folder = EpisodeFolder(options.out)
+    _refuse_another_environment(folder, source.environment)
     first = len(folder) if options.seed is None else options.seed
     about = {
         "environment": source.environment,
@@ -58,6 +59,24 @@ def main(args: Sequence[str]) -> int:
     sys.stdout.write(f"{options.out} holds {len(folder)} episodes.\n")
     sys.stdout.flush()
     return 0
+
+
+def _refuse_another_environment(folder: EpisodeFolder, environment: str) -> None:
+    """Raise if the folder's last episode is of another environment: no model fits both.
+
+    Raises:
+        CommandError: for that, or if the episode cannot be read.
+    """
+    try:
+        last = folder.last()
+    except EpisodeFileError as error:
+        raise CommandError(str(error)) from error
+    there = None if last is None else last.about.get("environment")
+    if there not in (None, environment):
+        raise CommandError(
+            f"{folder.path} holds episodes of {there}, which no model fits together with those of "
+            f"{environment}; give another folder (--out)."
+        )
 
 
 def _source(options: argparse.Namespace) -> Source:
