@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .launching import Ended, free_port, launch_together
+from .launching import Ended, free_ports, launch_together
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "two_nodes.sh"
 SMALL = (
@@ -39,7 +39,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, Path]:
         program="bash",
         environment={
             "PYTHON": sys.executable,
-            "PORT": str(free_port()),
+            "PORT": str(free_ports(1)[0]),
             "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
         },
     )

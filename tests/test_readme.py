@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from lightning_proppo.installed_lightning import pl
-
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("pytorch_lightning")
 def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -21,9 +20,7 @@ def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     # One after the other, as a reader would type them.
     names: dict[str, Any] = {}
     for block in blocks:
-        # As it is called here.
-        source = block.replace("import pytorch_lightning as", f"import {pl.__name__} as")
-        exec(compile(source, "README.md", "exec"), names)
+        exec(compile(block, "README.md", "exec"), names)
     assert 0 <= float(names["manager"].statistics["lr_weight"][0]) <= 1
 
 

@@ -24,13 +24,6 @@ PARTICLES = 16
 Step = Callable[[Any, int], Any]
 
 
-@pytest.fixture(params=["pytorch_lightning", "lightning.pytorch"])
-def pl(request: pytest.FixtureRequest) -> ModuleType:
-    """The package that Trainer and LightningModule come from."""
-    package: ModuleType = pytest.importorskip(request.param)
-    return package
-
-
 def cost(x: Tensor) -> Tensor:
     return (x - 1.0).square().sum(1)
 

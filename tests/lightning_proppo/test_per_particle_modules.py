@@ -18,7 +18,6 @@ from lightning_proppo.graph import vector_jacobian_product
 from lightning_proppo.per_particle import (
     Answers,
     contributions,
-    fallback,
     find_parameter_uses,
 )
 from lightning_proppo.propagators import TPBase
@@ -26,12 +25,6 @@ from proppo_agents.parts import Spaces
 from proppo_agents.policies import RBFPolicy
 
 P = 7
-
-
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    monkeypatch.setattr(fallback, "_warned", set())
 
 
 def rand(*shape: int) -> Tensor:
@@ -255,10 +248,6 @@ def by_formula(module: nn.Module) -> nn.Module:
     return copied
 
 
-def evaluated(module: nn.Module) -> nn.Module:
-    return module.eval()
-
-
 def rbf_policy() -> nn.Module:
     return RBFPolicy(basis_functions=8).build(Spaces(6, 2, angles=(1, 4)))
 
@@ -311,7 +300,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     ),
     "rms-norm": lambda: nn.Sequential(nn.Linear(6, 4), nn.RMSNorm(4), nn.Linear(4, 2)),
     "group-norm": lambda: Shaped(nn.Sequential(nn.Conv1d(2, 4, 2), nn.GroupNorm(2, 4)), 2, 3),
-    "batch-norm-evaluated": lambda: evaluated(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))),
+    "batch-norm-evaluated": lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)).eval(),
     "batch-norm-first": lambda: nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 4)),
     "embedding": lambda: LookUp(nn.Embedding(5, 2)),
     "embedding-sequence": lambda: LookUp(nn.Embedding(5, 2), 6),

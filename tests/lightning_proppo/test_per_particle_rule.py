@@ -20,7 +20,6 @@ from lightning_proppo.per_particle import (
     EmbeddingRows,
     OuterProducts,
     contributions,
-    fallback,
     find_parameter_uses,
     per_particle_variance,
     plans,
@@ -31,9 +30,7 @@ P = 6
 
 
 @pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    torch.manual_seed(0)
-    monkeypatch.setattr(fallback, "_warned", set())
+def _own_rules() -> Iterator[None]:
     before = dict(registry.RULES)
     yield
     registry.RULES.clear()

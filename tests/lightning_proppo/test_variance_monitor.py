@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 from torch.utils.data import DataLoader
 
-from lightning_proppo import PropagationCallback, VarianceMonitor, installed_lightning
-from lightning_proppo.callbacks import variance as module_of_monitor
+from lightning_proppo import PropagationCallback, VarianceMonitor
 from lightning_proppo.callbacks.alarms import Alarm
 from lightning_proppo.callbacks.pictures import Column, draw_columns
 from lightning_proppo.propagators import PauseProp
@@ -32,23 +31,6 @@ STREAMS = ("RP", "LR", "TP")
 KINDS = ("variance", "snr", "gradient_norm", "particles_needed", "not_finite")
 OF_USED = ("gradient/variance", "gradient/snr", "gradient/norm", "gradient/not_finite")
 Z = 4.0  # two-sided; one in 15,000 by chance
-
-
-@pytest.fixture(params=["pytorch_lightning", "lightning.pytorch"])
-def pl(request: pytest.FixtureRequest) -> ModuleType:
-    """The package that Trainer and LightningModule come from."""
-    package: ModuleType = pytest.importorskip(request.param)
-    return package
-
-
-@pytest.fixture
-def one_pl() -> ModuleType:
-    return installed_lightning.pl
-
-
-@pytest.fixture(autouse=True)
-def nothing_said_yet() -> None:
-    module_of_monitor._warned.clear()
 
 
 def roll(module: Any, cost: Callable[[Tensor], Tensor] | None = None) -> Tensor:
