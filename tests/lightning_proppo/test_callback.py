@@ -302,6 +302,10 @@ def keep_the_axes_of_the_state(module: Any, batch_idx: int) -> Tensor:
     return module.manager.loss(roll(module).square())
 
 
+def diverge(module: Any, batch_idx: int) -> Tensor:
+    return module.manager.loss(cost(roll(module)) * float("nan"))
+
+
 def ask_for_a_second_loss(module: Any, batch_idx: int) -> Tensor:
     costs = cost(roll(module))
     return module.manager.loss(costs) + module.manager.loss(costs)
@@ -319,6 +323,7 @@ def ask_for_a_second_loss(module: Any, batch_idx: int) -> Tensor:
         (add_the_loss_as_a_constant, PropagationError, r"1 of the losses.*not its item\(\)"),
         (average_over_particles, ValueError, r"shape \[\]\. Do not average over particles"),
         (keep_the_axes_of_the_state, ValueError, r"one cost for each particle.*\[16, 2\]"),
+        (diverge, ValueError, "costs must be finite.*nan"),
         (ask_for_a_second_loss, PropagationError, "once for each rollout"),
     ],
 )

@@ -27,7 +27,7 @@ from lightning_proppo.propagators import (
     TotalProp,
 )
 
-from ..notes import all_that_it_says
+from ..errors import all_that_it_says
 
 
 class Recorder(Propagator):

@@ -24,7 +24,7 @@ from lightning_proppo.callbacks.alarms import Alarm
 from lightning_proppo.callbacks.pictures import Column, draw_columns
 from lightning_proppo.propagators import PauseProp
 
-from ..notes import all_that_it_says
+from ..errors import all_that_it_says
 
 PARTICLES = 16
 STREAMS = ("RP", "LR", "TP")
