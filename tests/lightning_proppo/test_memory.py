@@ -23,8 +23,7 @@ from lightning_proppo.propagators import Propagator
 @pytest.mark.parametrize("estimator", ["RP", "LR", "TP", "GR"])
 def test_nothing_of_a_rollout_outlives_its_backward_pass(estimator: str) -> None:
     torch.manual_seed(0)
-    matrix, scale = (torch.rand(3, requires_grad=True) for _ in range(2))
-    matrix = torch.rand(3, 3).requires_grad_()
+    matrix, scale = torch.rand(3, 3).requires_grad_(), torch.rand(3).requires_grad_()
     manager = PropagationManager(estimator)
     x = torch.zeros(8, 3)
     samples = []
