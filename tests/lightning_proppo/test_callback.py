@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader
 from lightning_proppo import PropagationCallback, PropagationError, PropagationManager
 from lightning_proppo.propagators import LRProp, TotalProp
 
+from ..given_noise import Given
+
 PARTICLES = 16
 Step = Callable[[Any, int], Any]
 
@@ -566,20 +568,6 @@ def test_the_callback_can_be_copied_and_pickled(
 # -- precision -----------------------------------------------------------------------------------
 
 
-class Given(Normal):
-    """Takes its noise from outside, so that it is the same in every precision."""
-
-    def __init__(self, noise: Tensor, loc: Tensor) -> None:
-        super().__init__(loc, 0.1)
-        self.noise = noise
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self.loc + self.scale * self.noise.to(self.loc)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self.rsample().detach()
-
-
 # Gaussian resampling and shaping draw noise of their own, which differs in double precision.
 @pytest.mark.parametrize(
     ("precision", "name", "limit"),
@@ -595,7 +583,7 @@ def test_other_precisions_give_nearly_the_same_gradients(
         torch.manual_seed(2)
         x = torch.zeros(256, 2, dtype=module.net.weight.dtype)
         for given in noise:
-            x = module.manager.sample(Given(given, x + module.net(x)))
+            x = module.manager.sample(Given(x + module.net(x), 0.1, given))
         return module.manager.loss(x, lossfunc=cost)
 
     found = []

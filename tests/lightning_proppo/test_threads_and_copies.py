@@ -25,22 +25,10 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_proppo import PropagationCallback, PropagationManager
 from lightning_proppo.propagators import LRProp, TotalProp, estimator_names
 
+from ..given_noise import Given
+
 P, HORIZON = 16, 4
 NAMES = estimator_names()
-
-
-class Given(Normal):
-    """Draws what is given: generators are shared by all threads."""
-
-    def __init__(self, loc: Tensor, scale: float, noise: Tensor) -> None:
-        super().__init__(loc, scale)
-        self.noise = noise
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self.loc + self.scale * self.noise
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self.rsample().detach()
 
 
 class Model(nn.Module):
