@@ -122,6 +122,13 @@ def test_its_links_lead_somewhere(page: Path) -> None:
     assert lost == []
 
 
+@pytest.mark.parametrize("page", LINKING, ids=name_of)
+def test_the_files_that_it_names_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"(?<![\w/.])(?:benchmarks|configs|docs|examples|tests)/[\w/.-]+\w", text)
+    assert [name for name in sorted(set(named)) if not (ROOT / name).exists()] == []
+
+
 def test_the_site_has_every_page_in_its_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     listed = set(re.findall(r"^ +- (?:[\w ]+: )?([\w/-]+\.md)$", text, flags=re.MULTILINE))

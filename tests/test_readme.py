@@ -24,12 +24,6 @@ def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert 0 <= float(names["manager"].statistics["lr_weight"][0]) <= 1
 
 
-def test_the_files_that_it_names_are_there() -> None:
-    named = set(re.findall(r"\b(?:configs|benchmarks|docs)/[\w/.-]+\w", README))
-    assert named
-    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
-
-
 def test_its_make_targets_are_there() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    assert set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE)) <= targets
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"^make ([a-z-]+)", README, flags=re.MULTILINE)) <= targets
