@@ -20,6 +20,8 @@ from lightning_proppo.per_particle import (
     per_particle_variance,
 )
 
+from .one_by_one import gradients_one_by_one, summed_squares
+
 P = 7  # unlike every other size below, but where a test says otherwise
 
 Graph = tuple[list[Tensor], list[Tensor]]
@@ -34,25 +36,7 @@ def leaf(*shape: int) -> Tensor:
 
 
 def explicit(outputs: Sequence[Tensor], cotangents: Sequence[Tensor], parameters) -> Tensor:
-    """The same from P separate pull-backs."""
-    rows = []
-    for i in range(outputs[0].shape[0]):
-        alone = [torch.zeros_like(c) for c in cotangents]
-        for a, c in zip(alone, cotangents, strict=True):
-            a[i] = c[i]
-        pulled = torch.autograd.grad(
-            outputs, parameters, alone, retain_graph=True, allow_unused=True
-        )
-        rows.append(
-            torch.cat(
-                [
-                    (torch.zeros_like(p) if g is None else g).double().flatten()
-                    for p, g in zip(parameters, pulled, strict=True)
-                ]
-            )
-        )
-    gradients = torch.stack(rows)
-    return (gradients - gradients.mean(0)).square().sum()
+    return summed_squares(gradients_one_by_one(outputs, cotangents, parameters).double())
 
 
 def compare(outputs: list[Tensor], parameters: list[Tensor], tolerance: float = 1e-9) -> None:
@@ -515,18 +499,12 @@ def test_covariance_where_each_pull_back_reaches_some_entries(make) -> None:
         answers = vector_jacobian_product([output], [b], [*parameters, *uses.edges])
         size = len(parameters)
         sets.append(Answers(answers[size:], answers[:size], [output], [b]))
-        rows = []
-        for i in range(P):
-            alone = torch.zeros_like(b)
-            alone[i] = b[i]
-            found = vector_jacobian_product([output], [alone], parameters)
-            pairs = zip(parameters, found, strict=True)
-            rows.append(
-                torch.cat([(p * 0 if g is None else g).detach().flatten() for p, g in pairs])
-            )
-        gradients.append(torch.stack(rows) - torch.stack(rows).mean(0))
+        if output.requires_grad:
+            gradients.append(gradients_one_by_one([output], [b], parameters))
+        else:
+            gradients.append(torch.zeros_like(gradients[0]))
     first, second = gradients
-    expected = first.square().sum(), second.square().sum(), (first * second).sum()
+    expected = summed_squares(first), summed_squares(second), summed_squares(first, second)
     torch.testing.assert_close(
         tuple(uses.moments(*sets, with_covariance=True)), expected, rtol=1e-9, atol=1e-12
     )

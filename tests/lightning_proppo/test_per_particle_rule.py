@@ -27,6 +27,7 @@ from lightning_proppo.per_particle import (
 )
 
 from ..largest_tensor import LargestTensor
+from .one_by_one import gradients_one_by_one, summed_squares
 
 P = 6
 
@@ -49,14 +50,7 @@ def leaf(*shape: int) -> Tensor:
 
 
 def explicit(output: Tensor, b: Tensor, parameters: list[Tensor]) -> Tensor:
-    rows = []
-    for i in range(len(output)):
-        alone = torch.zeros_like(b)
-        alone[i] = b[i]
-        pulled = vector_jacobian_product([output], [alone], parameters)
-        rows.append(torch.cat([g.flatten() for g in pulled if g is not None]))
-    gradients = torch.stack(rows)
-    return (gradients - gradients.mean(0)).square().sum()
+    return summed_squares(gradients_one_by_one([output], [b], parameters))
 
 
 def compare(output: Tensor, parameters: list[Tensor]) -> None:
