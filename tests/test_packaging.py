@@ -170,17 +170,17 @@ def test_the_quick_start_runs_with_the_wheel(clean_environment: Path, tmp_path: 
     run(clean_environment / "bin" / "python", "quick_start.py", cwd=tmp_path)
 
 
-def test_the_command_of_the_wheel_runs(clean_environment: Path, tmp_path: Path) -> None:
-    told = run(clean_environment / "bin" / "lightning-proppo", "evaluate", "--help", cwd=tmp_path)
-    assert "--ckpt" in told
-
-
-def test_the_command_of_the_wheel_finds_the_figures(
+def test_the_command_of_the_wheel_finds_all_subcommands(
     clean_environment: Path, tmp_path: Path
 ) -> None:
     command = clean_environment / "bin" / "lightning-proppo"
     listed = run(command, "--help", cwd=tmp_path)
-    for line in ("figures +Compute", "collect +Collect episodes", "render +Film an episode"):
+    for line in (
+        "evaluate +Play",
+        "figures +Compute",
+        "collect +Collect episodes",
+        "render +Film an episode",
+    ):
         assert re.search(rf"^  {line}", listed, re.MULTILINE)
     told = run(command, "figures", "8c", "--quick", "--out", "made", cwd=tmp_path)
     assert "figure 8c" in told
