@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
 import sys
 import unicodedata
@@ -18,6 +17,8 @@ import pytest
 import lightning_proppo.propagators
 import proppo_agents
 import proppo_envs
+
+from .scripts import load_script
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -37,15 +38,6 @@ import torch
 from lightning_proppo import PropagationCallback, PropagationManager
 from proppo_agents import *
 """
-
-
-def load(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"docs_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def name_of(page: Path) -> str:
@@ -78,13 +70,12 @@ def included(found: re.Match[str]) -> str:
     return text[begins.end() : ends.start()]
 
 
+@pytest.mark.usefixtures("pytorch_lightning")
 @pytest.mark.parametrize("page", [page for page in PAGES if any(blocks_of(page))], ids=name_of)
 def test_its_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # Examples are imported by their names, as from their own folder.
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # which seed_everything leaves behind
-        monkeypatch.setenv(name, "0")
     # A module that can be found, as classes are asked for theirs.
     module = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
@@ -131,6 +122,13 @@ def test_its_links_lead_somewhere(page: Path) -> None:
     assert lost == []
 
 
+@pytest.mark.parametrize("page", LINKING, ids=name_of)
+def test_the_files_that_it_names_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"(?<![\w/.])(?:benchmarks|configs|docs|examples|tests)/[\w/.-]+\w", text)
+    assert [name for name in sorted(set(named)) if not (ROOT / name).exists()] == []
+
+
 def test_the_site_has_every_page_in_its_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     listed = set(re.findall(r"^ +- (?:[\w ]+: )?([\w/-]+\.md)$", text, flags=re.MULTILINE))
@@ -138,9 +136,7 @@ def test_the_site_has_every_page_in_its_navigation() -> None:
 
 
 def referenced() -> list[str]:
-    pages = (DOCS / "reference").glob("*.md")
-    texts = [page.read_text(encoding="utf-8") for page in pages]
-    texts += [page.read_text(encoding="utf-8") for page in PAGES]
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
     return sorted(
         {name for text in texts for name in re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)}
         | {name for text in texts for name in re.findall(r"\]\[([a-z_]+\.[\w.]+)\]", text)}
@@ -200,14 +196,14 @@ def test_its_figures_are_those_that_were_measured(page: str) -> None:
 
 
 def test_the_diagrams_are_those_that_are_drawn() -> None:
-    drawing = load(DOCS / "diagrams" / "draw.py")
+    drawing = load_script(DOCS / "diagrams" / "draw.py")
     for name, draw in drawing.DIAGRAMS.items():
         assert (DOCS / "diagrams" / f"{name}.svg").read_text(encoding="utf-8") == draw().svg()
 
 
 def test_docstrings_become_markdown() -> None:
     pytest.importorskip("griffe", reason="make docs installs it")
-    convert = load(DOCS / "rendering" / "docstrings.py").to_markdown
+    convert = load_script(DOCS / "rendering" / "docstrings.py").to_markdown
     text = r"""Of :math:`x_i`, :class:`~a.b.Box`.
 
     .. math:: \frac1P \sum_i x_i, \qquad
@@ -237,8 +233,8 @@ The end."""
 def test_every_formula_can_be_shown() -> None:
     for tool in ("griffe", "latex2mathml"):
         pytest.importorskip(tool, reason="make docs installs it")
-    to_markdown = load(DOCS / "rendering" / "docstrings.py").to_markdown
-    to_mathml = load(DOCS / "rendering" / "mathematics.py").to_mathml
+    to_markdown = load_script(DOCS / "rendering" / "docstrings.py").to_markdown
+    to_mathml = load_script(DOCS / "rendering" / "mathematics.py").to_mathml
     formulas: set[str] = set()
     for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
         text = to_markdown(path.read_text(encoding="utf-8"), lambda name: name)

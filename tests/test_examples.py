@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import runpy
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
-from pytorch_lightning import Trainer
 
 from lightning_proppo import PropagationManager
+from lightning_proppo.installed_lightning import pl
 from proppo_agents import PILCO
+
+from .scripts import load_script
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -32,14 +32,8 @@ QUIET: dict[str, Any] = {
 LENGTHS = {"own_environment": 40, "regressed_lr": 180}
 
 
-def load(name: str) -> ModuleType:
-    """Import a script that is no module of any package."""
-    spec = importlib.util.spec_from_file_location(f"example_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def load(name: str) -> Any:
+    return load_script(FOLDER / f"{name}.py")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -55,6 +49,7 @@ def test_the_plain_loop_learns(capsys: pytest.CaptureFixture[str]) -> None:
     assert "mean cost: " in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("pytorch_lightning")
 def test_the_lightning_module_trains() -> None:
     # At first the cost is about 45, as the plain loop says.
     trainer = load("lightning_module").main(["--steps", "60", "--estimator", "TP"], **QUIET)
@@ -111,11 +106,12 @@ def test_the_network_with_a_stochastic_layer_learns() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("pytorch_lightning")
 def test_an_environment_of_ones_own_is_learned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Trainer, "__init__", _quiet(Trainer.__init__))
+    monkeypatch.setattr(pl.Trainer, "__init__", _quiet(pl.Trainer.__init__))
     try:
         agent = runpy.run_path(str(FOLDER / "own_environment.py"), run_name="__main__")["agent"]
     finally:
@@ -141,7 +137,7 @@ def test_an_environment_of_ones_own_is_learned(
 
 
 def _quiet(init: Any) -> Any:
-    def quiet(self: Trainer, **options: Any) -> None:
+    def quiet(self: pl.Trainer, **options: Any) -> None:
         init(self, **{**QUIET, **options})
 
     return quiet

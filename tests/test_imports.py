@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,30 +68,17 @@ AGENTS_PARTS = tuple(
         "worlds",
     )
 )
-# What a layer must not import, at run time or for its types' sake.
+MESSAGES = ("propagators", "tape", "handover", "manager")
+# What a layer must not import, but for the sake of types.
 FORBIDDEN = {
-    "lightning_proppo.containers": ("graph", "cuts", "propagators", "tape", "handover", "manager"),
-    "lightning_proppo.initializers": ("propagators", "tape", "handover", "manager"),
-    "lightning_proppo.graph": ("cuts", "containers", "propagators", "tape", "handover", "manager"),
-    "lightning_proppo.cuts": ("graph", "containers", "propagators", "tape", "handover", "manager"),
-    "lightning_proppo.backward_pass": ("containers", "propagators", "tape", "handover", "manager"),
-    "lightning_proppo.per_particle": (
-        "containers",
-        "initializers",
-        "propagators",
-        "tape",
-        "handover",
-        "manager",
-    ),
-    "lightning_proppo.comparison": (
-        "containers",
-        "initializers",
-        "propagators",
-        "tape",
-        "handover",
-        "manager",
-    ),
-    "lightning_proppo.traversal": ("propagators", "tape", "handover", "manager"),
+    "lightning_proppo.containers": ("graph", "cuts", *MESSAGES),
+    "lightning_proppo.initializers": MESSAGES,
+    "lightning_proppo.graph": ("cuts", "containers", *MESSAGES),
+    "lightning_proppo.cuts": ("graph", "containers", *MESSAGES),
+    "lightning_proppo.backward_pass": ("containers", *MESSAGES),
+    "lightning_proppo.per_particle": ("containers", "initializers", *MESSAGES),
+    "lightning_proppo.comparison": ("containers", "initializers", *MESSAGES),
+    "lightning_proppo.traversal": MESSAGES,
     "lightning_proppo.tape": ("propagators", "handover", "manager"),
     "lightning_proppo.propagators": ("costs", "handover", "manager"),
     "lightning_proppo.costs": ("propagators", "tape", "handover", "manager"),
@@ -181,6 +168,16 @@ def told(module: Module, found: Import) -> str:
     return f"{module.path.relative_to(ROOT)}:{found.line} imports {found.name}"
 
 
+def importing(modules: Iterable[Module], *names: str) -> list[str]:
+    """Say where these modules import anything of these names."""
+    return [
+        told(module, found)
+        for module in modules
+        for found in imports(module.tree, module.package)
+        if lies_in(found.name, *names)
+    ]
+
+
 @pytest.fixture(scope="module")
 def ours() -> list[Module]:
     found = modules()
@@ -188,85 +185,53 @@ def ours() -> list[Module]:
     return found
 
 
+def within(ours: list[Module], *packages: str, besides: tuple[str, ...] = ()) -> list[Module]:
+    found = [module for module in ours if lies_in(module.name, *packages)]
+    assert found
+    return [module for module in found if not lies_in(module.name, *besides)]
+
+
 def test_packages_import_each_other_one_way(ours: list[Module]) -> None:
-    wrong = [
-        told(module, found)
-        for module in ours
-        for found in imports(module.tree, module.package)
-        for package in [found.name.partition(".")[0]]
-        if package in FOLDERS and package not in MAY_IMPORT[module.name.partition(".")[0]]
-    ]
-    assert not wrong
+    for package, allowed in MAY_IMPORT.items():
+        assert importing(within(ours, package), *(set(FOLDERS) - allowed)) == []
 
 
 def test_no_library_imports_tests_or_benchmarks(ours: list[Module]) -> None:
-    wrong = [
-        told(module, found)
-        for module in ours
-        for found in imports(module.tree, module.package)
-        if lies_in(found.name, "tests", "benchmarks", "pytest", "hypothesis")
-    ]
-    assert not wrong
+    assert importing(ours, "tests", "benchmarks", "pytest", "hypothesis") == []
 
 
 def test_only_callbacks_and_command_line_know_lightning(ours: list[Module]) -> None:
-    wrong = [
-        told(module, found)
-        for module in ours
-        if lies_in(module.name, "lightning_proppo")
-        and not lies_in(module.name, *OUTERMOST, *CHOOSING)
-        for found in imports(module.tree, module.package)
-        if lies_in(found.name, *LIGHTNING, *CHOOSING)
-    ]
-    assert not wrong
+    others = within(ours, "lightning_proppo", besides=(*OUTERMOST, *CHOOSING))
+    assert importing(others, *LIGHTNING, *CHOOSING) == []
 
 
 def test_one_place_decides_what_lightning_is_called(ours: list[Module]) -> None:
-    wrong = [
-        told(module, found)
-        for module in ours
-        if module.name not in CHOOSING
-        for found in imports(module.tree, module.package)
-        if lies_in(found.name, *LIGHTNING)
-    ]
-    assert {module.name for module in ours} >= set(CHOOSING)
-    assert not wrong
+    names = {module.name for module in ours}
+    assert names >= set(CHOOSING)
+    others = within(ours, *FOLDERS, besides=CHOOSING)
+    assert importing(others, *LIGHTNING) == []
 
 
 def test_parts_of_agents_know_no_lightning(ours: list[Module]) -> None:
-    wrong = [
-        told(module, found)
-        for module in ours
-        if lies_in(module.name, *AGENTS_PARTS)
-        for found in imports(module.tree, module.package)
-        if lies_in(found.name, *LIGHTNING, *CHOOSING, "proppo_agents.pilco")
-    ]
     assert {module.name for module in ours} >= set(AGENTS_PARTS)
-    assert not wrong
+    parts = within(ours, *AGENTS_PARTS)
+    assert importing(parts, *LIGHTNING, *CHOOSING, "proppo_agents.pilco") == []
 
 
 def test_acting_needs_no_gaussian_processes(ours: list[Module]) -> None:
-    wrong = [
-        told(module, found)
-        for module in ours
-        if lies_in(module.name, "proppo_agents.policies", "proppo_agents.encodings")
-        for found in imports(module.tree, module.package)
-        if lies_in(found.name, "gpytorch", "proppo_agents.regression", "proppo_agents.dynamics")
-    ]
-    assert not wrong
+    acting = within(ours, "proppo_agents.policies", "proppo_agents.encodings")
+    learning = ("gpytorch", "proppo_agents.regression", "proppo_agents.dynamics")
+    assert importing(acting, *learning) == []
 
 
 def test_nothing_within_imports_callbacks_or_command_line(ours: list[Module]) -> None:
-    wrong = [
-        told(module, found)
-        for module in ours
-        if lies_in(module.name, "lightning_proppo")
-        and not lies_in(module.name, *OUTERMOST)
-        and module.name != "lightning_proppo"  # which gives the callbacks their public names
-        for found in imports(module.tree, module.package)
-        if lies_in(found.name, *OUTERMOST)
+    # But for the package itself, which gives the callbacks their public names.
+    inner = [
+        module
+        for module in within(ours, "lightning_proppo", besides=OUTERMOST)
+        if module.name != "lightning_proppo"
     ]
-    assert not wrong
+    assert importing(inner, *OUTERMOST) == []
 
 
 @pytest.mark.parametrize("mathematics", [MATHEMATICS, ENVIRONMENTS_MATHEMATICS])
@@ -298,11 +263,9 @@ def test_simulators_and_screens_are_imported_only_when_asked_for(ours: list[Modu
 @pytest.mark.parametrize("layer", FORBIDDEN)
 def test_layers_import_downwards(layer: str, ours: list[Module]) -> None:
     above = [f"lightning_proppo.{name}" for name in (*FORBIDDEN[layer], "callbacks", "cli")]
-    members = [module for module in ours if lies_in(module.name, layer)]
-    assert members
     wrong = [
         told(module, found)
-        for module in members
+        for module in within(ours, layer)
         for found in imports(module.tree, module.package)
         # A type may be named from above; nothing of it is there when the code runs.
         if lies_in(found.name, *above) and not found.types_only
@@ -330,13 +293,7 @@ def test_there_is_no_cycle(ours: list[Module]) -> None:
 
 def test_libraries_do_not_use_pyplot(ours: list[Module]) -> None:
     # It chooses a backend, and keeps every figure, for the whole process.
-    wrong = [
-        told(module, found)
-        for module in ours
-        for found in imports(module.tree, module.package)
-        if lies_in(found.name, "matplotlib.pyplot", "pylab")
-    ]
-    assert not wrong
+    assert importing(ours, "matplotlib.pyplot", "pylab") == []
 
 
 def test_libraries_do_not_print(ours: list[Module]) -> None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import importlib.metadata
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from lightning_proppo.cli import main
+from lightning_proppo.installed_lightning import pl
+
+from .launching import launch_successfully
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "pilco_cartpole.yaml"
 # A user's own command line, which imports nothing of this plugin.
-OWN_COMMAND = """
-import pytorch_lightning as pl
+OWN_COMMAND = f"""
+import {pl.__name__} as pl
 import torch
-from pytorch_lightning.cli import LightningCLI
+from {pl.__name__}.cli import LightningCLI
 from torch.distributions import Normal
 
 
@@ -43,24 +44,17 @@ print("seen", sorted(cli.trainer.callback_metrics))
 """
 
 
-def run(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_gymnasium_finds_an_environment_by_itself(tmp_path: Path) -> None:
     made = "gymnasium.make('proppo_envs:CartPoleSwingUp-v0')"
-    found = run(tmp_path, "-c", f"import gymnasium; print({made}.reset(seed=0)[0].shape)")
+    code = f"import gymnasium; print({made}.reset(seed=0)[0].shape)"
+    found = launch_successfully(tmp_path, "-c", code)
     assert found.strip() == "(4,)"
 
 
 @pytest.mark.slow
 def test_plain_lightning_cli_finds_the_callbacks_by_name(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN_COMMAND)
-    found = run(
+    found = launch_successfully(
         tmp_path,
         "own.py",
         "fit",

@@ -196,13 +196,13 @@ MUTANTS = (
             "a cut forgets what it had",
             "gradient if leaf.grad is None else leaf.grad + gradient",
             "gradient",
-            "manager graph",
+            "propagators graph",
         ),
         (
             "a parameter forgets what it had",
             "self.gradients[key] = self.gradients[key] + gradient",
             "self.gradients[key] = gradient",
-            "manager graph",
+            "propagators graph",
         ),
     ),
     *_of(
@@ -221,7 +221,7 @@ MUTANTS = (
             "messages ahead off by one",
             "sender = len(self.nodes) - 1",
             "sender = len(self.nodes)",
-            "manager propagators",
+            "tape",
         ),
         (
             "nodes keep their contents",
@@ -236,26 +236,26 @@ MUTANTS = (
             "the last node is left out",
             "range(len(nodes) - 1, -1, -1)",
             "range(len(nodes) - 2, -1, -1)",
-            "manager",
+            "tape",
         ),
         (
             "the first node is left out",
             "range(len(nodes) - 1, -1, -1)",
             "range(len(nodes) - 1, 0, -1)",
-            "manager",
+            "tape",
         ),
-        ("messages skip a node", "self.step = -1 if", "self.step = -2 if", "manager"),
+        ("messages skip a node", "self.step = -1 if", "self.step = -2 if", "tape"),
         (
             "targets off by one",
             "index = i + relative\n",
             "index = i + relative - 1\n",
-            "manager propagators",
+            "tape",
         ),
         (
             "the message's target first",
             "for candidate in (force_targets, target, targets):",
             "for candidate in (target, force_targets, targets):",
-            "manager propagators containers paper_listings",
+            "tape paper_listings",
         ),
     ),
     *_of(
@@ -303,7 +303,7 @@ MUTANTS = (
             "interval off by one",
             'counter % node["k_interval"]',
             '(counter + 1) % node["k_interval"]',
-            "manager",
+            "weighting",
         ),
         (
             "halves share a baseline",
@@ -394,8 +394,8 @@ MUTANTS = (
     *_of(
         "propagators/loss.py",
         ("gradient of the sum", "1.0 / costs.shape[0]", "1.0", "closed_forms"),
-        ("own cost forgotten", "total = total + later", "total = later", "manager"),
-        ("later costs forgotten", "total = total + later", "pass", "manager"),
+        ("own cost forgotten", "total = total + later", "total = later", "closed_forms"),
+        ("later costs forgotten", "total = total + later", "pass", "closed_forms"),
     ),
     *_of(
         "propagators/baseline.py",

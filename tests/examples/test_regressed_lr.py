@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.distributions import Beta, Normal
 
 from lightning_proppo import PropagationCallback, PropagationManager
+from lightning_proppo.installed_lightning import pl
 from proppo_envs import ChaoticRNN
 
-ROOT = Path(__file__).resolve().parents[2]
+from ..scripts import load_script
 
 # f(x) = x², summed over coordinates, at x ~ N(MU, SIGMA²): A + B ε + C ε² in each of them.
 MU, SIGMA = 0.7, 0.6
 B, C = 2 * MU * SIGMA, SIGMA**2
 
 
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-example = load("regressed_lr")
+example = load_script(Path(__file__).resolve().parents[2] / "examples" / "regressed_lr.py")
 
 
 def gradient(
@@ -99,7 +88,7 @@ def test_it_reaches_all_steps_of_a_rollout() -> None:
     true = steps * value ** (2 * steps - 1)
     true += std**2 * sum(j * value ** (2 * j - 1) for j in range(steps))
     mean, error = torch.stack(found).mean(), torch.stack(found).std() / len(found) ** 0.5
-    assert abs(mean - true) < 4 * error
+    assert abs(mean - true) < 4 * error  # a false alarm once in 16,000
 
 
 def test_it_takes_the_callbacks_place_for_an_estimator() -> None:

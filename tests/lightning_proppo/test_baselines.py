@@ -148,6 +148,19 @@ def test_a_baseline_function_sees_the_node():
     assert sent["baselined_loss"].tolist() == [[2.0], [2.0]]
 
 
+def test_a_baseline_is_of_the_sum_from_its_own_step_on():
+    """What a later sample has subtracted is not used at an earlier one."""
+    mu = torch.tensor([0.3, -0.4], dtype=torch.float64, requires_grad=True)
+    manager = PropagationManager(LRProp(baseline=False))
+    x = manager.sample(Normal(mu.expand(6, 2), 0.5))
+    manager.append_loss(x.exp().sum(1))
+    y = manager.sample(Normal(torch.zeros_like(x), 0.5), local_propagator=LRProp())
+    manager.append_loss(y.square().sum(1))
+    manager.loss().backward()
+    total = (x.exp() + y.square()).sum(1, keepdim=True)
+    torch.testing.assert_close(mu.grad, (total * (x - mu.detach()) / 0.5**2).mean(0))
+
+
 # -- the cotangent that the losses become --------------------------------------------------------
 
 

@@ -20,15 +20,10 @@ from torch.utils.data import DataLoader
 from lightning_proppo import PropagationCallback, PropagationError, PropagationManager
 from lightning_proppo.propagators import LRProp, TotalProp
 
+from ..given_noise import Given
+
 PARTICLES = 16
 Step = Callable[[Any, int], Any]
-
-
-@pytest.fixture(params=["pytorch_lightning", "lightning.pytorch"])
-def pl(request: pytest.FixtureRequest) -> ModuleType:
-    """The package that Trainer and LightningModule come from."""
-    package: ModuleType = pytest.importorskip(request.param)
-    return package
 
 
 def cost(x: Tensor) -> Tensor:
@@ -309,6 +304,10 @@ def keep_the_axes_of_the_state(module: Any, batch_idx: int) -> Tensor:
     return module.manager.loss(roll(module).square())
 
 
+def diverge(module: Any, batch_idx: int) -> Tensor:
+    return module.manager.loss(cost(roll(module)) * float("nan"))
+
+
 def ask_for_a_second_loss(module: Any, batch_idx: int) -> Tensor:
     costs = cost(roll(module))
     return module.manager.loss(costs) + module.manager.loss(costs)
@@ -326,6 +325,7 @@ def ask_for_a_second_loss(module: Any, batch_idx: int) -> Tensor:
         (add_the_loss_as_a_constant, PropagationError, r"1 of the losses.*not its item\(\)"),
         (average_over_particles, ValueError, r"shape \[\]\. Do not average over particles"),
         (keep_the_axes_of_the_state, ValueError, r"one cost for each particle.*\[16, 2\]"),
+        (diverge, ValueError, "costs must be finite.*nan"),
         (ask_for_a_second_loss, PropagationError, "once for each rollout"),
     ],
 )
@@ -568,20 +568,6 @@ def test_the_callback_can_be_copied_and_pickled(
 # -- precision -----------------------------------------------------------------------------------
 
 
-class Given(Normal):
-    """Takes its noise from outside, so that it is the same in every precision."""
-
-    def __init__(self, noise: Tensor, loc: Tensor) -> None:
-        super().__init__(loc, 0.1)
-        self.noise = noise
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self.loc + self.scale * self.noise.to(self.loc)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self.rsample().detach()
-
-
 # Gaussian resampling and shaping draw noise of their own, which differs in double precision.
 @pytest.mark.parametrize(
     ("precision", "name", "limit"),
@@ -597,7 +583,7 @@ def test_other_precisions_give_nearly_the_same_gradients(
         torch.manual_seed(2)
         x = torch.zeros(256, 2, dtype=module.net.weight.dtype)
         for given in noise:
-            x = module.manager.sample(Given(given, x + module.net(x)))
+            x = module.manager.sample(Given(x + module.net(x), 0.1, given))
         return module.manager.loss(x, lossfunc=cost)
 
     found = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import os
 import pickle
 import random
@@ -19,17 +18,6 @@ from torch.utils.data import DataLoader
 
 from lightning_proppo import PropagationCallback
 from lightning_proppo.callbacks.checkpoints import CheckpointError, WholeCheckpointIO
-
-
-@pytest.fixture(params=["pytorch_lightning", "lightning.pytorch"])
-def pl(request: pytest.FixtureRequest) -> ModuleType:
-    """The package that Trainer and LightningModule come from."""
-    return importlib.import_module(request.param)
-
-
-@pytest.fixture
-def one_pl() -> ModuleType:
-    return importlib.import_module("pytorch_lightning")
 
 
 def make_module(pl: ModuleType) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -180,3 +181,89 @@ def test_two_modes_give_the_gradient_of_the_fitted_gaussian(name: str) -> None:
 @pytest.mark.parametrize("name", ["RP", "LR", "TP"])
 def test_two_modes_give_the_exact_gradient_without_a_fit(name: str) -> None:
     assert_mean(two_modes(PropagationManager(name)), sine_gradient(TRUE))
+
+
+# States in parts, shaped as the same numbers side by side are
+
+
+class Parts(NamedTuple):
+    position: Tensor
+    velocity: Tensor
+
+
+def parts_cost(position: Tensor, velocity: Tensor) -> Tensor:
+    """Of [P, 2] and [P, 2, 1]: quadratic, within the parts and across them."""
+    velocity = velocity.squeeze(2)
+    inner = position.square().sum(1) - 0.3 * velocity.square().sum(1)
+    return inner + 0.5 * position[:, 0] * velocity[:, 1] + velocity.sum(1)
+
+
+def split_parts(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[:, :, 0], x[:, :, 1:]
+
+
+FORMS: dict[str, tuple[Callable[[Tensor], Any], Callable[..., Tensor]]] = {
+    "tensor": (lambda x: x, lambda x: parts_cost(*split_parts(x))),
+    "dict": (
+        lambda x: dict(zip(("position", "velocity"), split_parts(x), strict=True)),
+        parts_cost,
+    ),
+    "tuple": (split_parts, lambda parts: parts_cost(*parts)),
+    "list": (lambda x: list(split_parts(x)), lambda parts: parts_cost(*parts)),
+    "named tuple": (
+        lambda x: Parts(*split_parts(x)),
+        lambda parts: parts_cost(parts.position, parts.velocity),
+    ),
+}
+
+
+def linear_rollout(estimator: Any, form: str, t: Tensor, particles: int) -> Tensor:
+    """x1 = m + s e1, x2 = a x1 + m + s e2, of 2 x 2 numbers each; a cost at both steps."""
+    make, cost = FORMS[form]
+    manager = PropagationManager(estimator, GSLoss())
+    m, s, a = t
+    x = torch.zeros(particles, 2, 2, dtype=torch.float64)
+    for _ in range(2):
+        x = manager.sample(Normal(a * x + m, s))
+        manager.append_loss(make(x), lossfunc=cost)
+    return torch.autograd.grad(manager.loss(), t)[0]
+
+
+def linear_rollout_exact(t: Tensor) -> Tensor:
+    m, s, a = t
+    mean, variance, total = (
+        torch.zeros((), dtype=torch.float64),
+        torch.zeros((), dtype=torch.float64),
+        0.0,
+    )
+    for _ in range(2):
+        mean, variance = a * mean + m, a.square() * variance + s.square()
+        total = total + 1.4 * (mean.square() + variance) + 0.5 * mean.square() + 2 * mean
+    return total  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("baseline", [True, False])
+def test_gaussian_shaping_of_parts_has_the_exact_gradient(form: str, baseline: bool) -> None:
+    """With the baseline without bias for few particles; without it (P - 1)/P of the true one."""
+    torch.manual_seed(5)
+    particles = 9
+    t = torch.tensor([0.4, 0.6, 0.7], dtype=torch.float64, requires_grad=True)
+    (exact,) = torch.autograd.grad(linear_rollout_exact(t), t)
+    propagator = LRProp() if baseline else LRProp(baseline=False)
+    found = torch.stack([linear_rollout(propagator, form, t, particles) for _ in range(250)])
+    assert_mean(found, exact if baseline else exact * (particles - 1) / particles)
+
+
+def test_parts_of_a_named_tuple_keep_shapes_and_type() -> None:
+    seen: list[Any] = []
+
+    def cost(parts: Parts) -> Tensor:
+        seen.append(parts)
+        return parts_cost(*parts)
+
+    manager = PropagationManager("GS")
+    x = manager.sample(Normal(torch.zeros(7, 2, 2), torch.ones((), requires_grad=True)))
+    manager.append_loss(Parts(*split_parts(x)), lossfunc=cost)
+    assert type(seen[0]) is Parts
+    assert [part.shape for part in seen[0]] == [(7, 2), (7, 2, 1)]

@@ -8,10 +8,8 @@ statistics over all ranks.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..launching import launch_successfully
+from ..scripts import load_script
 
 pytestmark = pytest.mark.slow
 
@@ -216,20 +215,15 @@ elif __name__ == "__mp_main__":  # a spawned process unpickles the module by its
 '''
 
 
-def write_script(folder: Path) -> ModuleType:
+def write_script(folder: Path) -> Any:
     """Write the script, and return it as a module: the reference is computed by the same code."""
     path = folder / "ranks.py"
     path.write_text(SCRIPT)
-    spec = importlib.util.spec_from_file_location("ranks", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(path)
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModuleType, list[dict[str, Any]]]:
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[dict[str, Any]]]:
     """The script as a module, and what the two ranks found."""
     folder = tmp_path_factory.mktemp("ranks")
     script = write_script(folder)
@@ -237,7 +231,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModuleType, list[di
     return script, [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 
-def single(script: ModuleType, name: str, seed: int) -> list[Tensor]:
+def single(script: Any, name: str, seed: int) -> list[Tensor]:
     """Return the gradients of one process."""
     policy = script.Policy()
     script.make_loss(script.PropagationManager(name), policy, seed).backward()

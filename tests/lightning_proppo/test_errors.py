@@ -6,7 +6,7 @@ import pytest
 
 from lightning_proppo.errors import add_note
 
-from ..notes import all_that_it_says
+from ..errors import all_that_it_says
 
 
 @pytest.mark.parametrize("version", [(3, 10), (3, 11)])

@@ -90,7 +90,6 @@ def test_a_singular_matrix_gets_as_little_jitter_as_it_takes():
     for covariance in (few, line):
         factor = cholesky(covariance)
         off = (factor @ factor.T - covariance).abs().amax() / covariance.diagonal().mean()
-        assert float(off) <= 1e-4
         assert float(off) < 1e-7  # in 64 bits the first jitter is enough
 
 
@@ -115,6 +114,7 @@ def test_samples_have_the_moments_of_their_gaussian():
     mean, covariance = fit_gaussian(particles())
     x = sample_gaussian(mean, covariance, 200_000)
     error = (covariance.diagonal() / 200_000).sqrt()
+    # Of 12 numbers one is beyond 5 deviations once in 140,000 times.
     assert bool(((x.mean(0) - mean).abs() < 5 * error).all())
     found = fit_gaussian(x)[1]
     spread = (covariance**2 + covariance.diagonal().outer(covariance.diagonal())) / 200_000

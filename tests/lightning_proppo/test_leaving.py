@@ -18,10 +18,8 @@ import torch.distributed
 from lightning_proppo.callbacks import leaving
 from lightning_proppo.callbacks.leaving import leave_at_exit, leave_on_failure
 
-from ..launching import Ended, launch_together
-from ..notes import all_that_it_says
-
-SOON = 100  # seconds on a busy machine; a process group waits for 30 minutes
+from ..errors import all_that_it_says
+from ..launching import LIMIT, Ended, launch_together
 
 # A rank fails in its third batch, while the other is about to wait for it in a reduction.
 SCRIPT = """
@@ -96,10 +94,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Ended, Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_the_run_ends_soon_with_the_traceback_of_the_rank_that_failed(runs: Any, way: str) -> None:
+def test_the_run_ends_with_the_traceback_of_the_rank_that_failed(runs: Any, way: str) -> None:
+    """And long before a process group's 30 minutes are over, or the launch would have failed."""
     ended, _ = runs[way]
     assert ended.status != 0
-    assert ended.seconds < SOON
     assert "in training_step" in ended.stderr
     assert "ValueError: the pole fell off" in ended.stderr
     if "ddp" in way:
@@ -120,7 +118,7 @@ def test_no_rank_is_left_behind(runs: Any, way: str) -> None:
             return False
         return True
 
-    until = time.monotonic() + SOON
+    until = time.monotonic() + LIMIT
     while remains() and time.monotonic() < until:
         time.sleep(0.1)
     assert not remains()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +16,13 @@ from torch.distributions import Normal
 from lightning_proppo import PropagationManager
 from lightning_proppo.propagators import Propagator
 
+from ..launching import launch_successfully
+
 
 @pytest.mark.parametrize("estimator", ["RP", "LR", "TP", "GR"])
 def test_nothing_of_a_rollout_outlives_its_backward_pass(estimator: str) -> None:
     torch.manual_seed(0)
-    matrix, scale = (torch.rand(3, requires_grad=True) for _ in range(2))
-    matrix = torch.rand(3, 3).requires_grad_()
+    matrix, scale = torch.rand(3, 3).requires_grad_(), torch.rand(3).requires_grad_()
     manager = PropagationManager(estimator)
     x = torch.zeros(8, 3)
     samples = []
@@ -127,16 +125,8 @@ def test_no_tape_of_a_rollout_outlives_its_exception(
 def test_memory_is_flat_in_training_and_where_rollouts_break_off() -> None:
     """The benchmark, with less patience, in a process of its own."""
     root = Path(__file__).resolve().parents[2]
-    folders = [root, root / "envs", root / "agents"]
-    found = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", "--steps", "400"],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))},
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stdout + found.stderr
-    counts = [int(line.split()[-1]) for line in found.stdout.splitlines()[1:]]
+    told = launch_successfully(root, "-m", "benchmarks.memory", "--steps", "400")
+    counts = [int(line.split()[-1]) for line in told.splitlines()[1:]]
     assert counts == [0, 0]
 
 

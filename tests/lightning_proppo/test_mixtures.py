@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Normal
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_proppo.mixtures import neighbours, principal_order, share_samples
+
+from ..largest_tensor import LargestTensor
 
 P, D = 7, 3
 
@@ -106,7 +107,7 @@ def check_gradients(shared, deviations, c, delta, loc, scale, x) -> None:
 def test_groups_share_among_themselves(batch: tuple[Tensor, ...], group_size: int) -> None:
     loc, scale, x, losses = batch
     shared = share_samples(x, loc, scale, group_size)
-    c, delta, base = torch.zeros(P, P).double(), torch.zeros(P).double(), torch.zeros(P).double()
+    c, base = torch.zeros(P, P).double(), torch.zeros(P).double()
     for row in shared.index.tolist():
         group = [i for i in row if i < P]
         c[torch.tensor(group)[:, None], torch.tensor(group)] = shares(
@@ -140,23 +141,10 @@ def test_particles_far_apart_keep_to_themselves(batch: tuple[Tensor, ...]) -> No
         torch.testing.assert_close(found[0], plain, rtol=1e-6, atol=1e-9)
 
 
-class Largest(TorchDispatchMode):
-    """Remembers the most elements that a tensor made under it has."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return out
-
-
 def test_no_tensor_is_as_large_as_pairs_times_coordinates() -> None:
     particles, dimension = 40, 30
     loc, losses = torch.randn(particles, dimension), torch.randn(particles, 1)
-    with Largest() as largest:
+    with LargestTensor() as largest:
         shared = share_samples(loc + torch.randn_like(loc), loc, torch.ones_like(loc))
         deviations, baseline = shared.deviations(losses)
         shared.lr_cotangents(deviations)

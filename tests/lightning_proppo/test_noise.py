@@ -17,23 +17,39 @@ from ..launching import launch_successfully, run_on_ranks
 CPU = torch.device("cpu")
 
 
-def begun(monkeypatch: pytest.MonkeyPatch, seed: int, rank: int, size: int) -> torch.Tensor:
-    monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+def begun(rank: int = 0, size: int = 1, kept: Any = None) -> NoiseStream:
+    """Return a stream that has begun, where another one was kept."""
     stream = NoiseStream()
+    if kept is not None:
+        stream.load(kept)
     stream.begin(CPU, rank, size)
+    return stream
+
+
+def step_of(stream: NoiseStream, count: int) -> torch.Tensor:
+    """Return what a training step draws."""
     stream.enter()
-    drawn = torch.rand(100)
+    drawn = torch.rand(count)
     stream.leave()
     return drawn
 
 
 def test_the_noise_depends_on_seed_and_rank_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = begun(monkeypatch, 5, rank=1, size=2)
+    def of(seed: int, rank: int, size: int) -> torch.Tensor:
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+        return step_of(begun(rank, size), 100)
+
+    first = of(5, rank=1, size=2)
     torch.rand(17)
-    assert torch.equal(begun(monkeypatch, 5, rank=1, size=2), first)
-    assert torch.equal(begun(monkeypatch, 5, rank=1, size=8), first)
+    assert torch.equal(of(5, rank=1, size=2), first)
+    assert torch.equal(of(5, rank=1, size=8), first)
     for seed, rank in ((5, 0), (6, 1), (1, 5)):
-        assert not (begun(monkeypatch, seed, rank, size=8) == first).any()
+        assert not (of(seed, rank, size=8) == first).any()
+
+
+def test_a_step_does_not_draw_what_the_last_one_drew() -> None:
+    stream = begun()
+    assert not torch.equal(step_of(stream, 2), step_of(stream, 2))
 
 
 def test_what_draws_outside_does_not_move_it_and_is_not_moved() -> None:
@@ -42,59 +58,41 @@ def test_what_draws_outside_does_not_move_it_and_is_not_moved() -> None:
     found: list[list[torch.Tensor]] = []
     for between in (0, 5):
         torch.manual_seed(3)
-        stream = NoiseStream()
-        stream.begin(CPU, 0, 1)
+        stream = begun()
         inside = []
         for _ in range(2):
-            stream.enter()
-            inside.append(torch.rand(2))
-            stream.leave()
+            inside.append(step_of(stream, 2))
             torch.rand(between)
         found.append(inside)
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
     torch.manual_seed(3)
-    stream.enter()
-    torch.rand(50)
-    stream.leave()
+    step_of(stream, 50)
     assert all(torch.equal(torch.rand(2), outside) for outside in expected_outside)
 
 
 def test_it_goes_on_where_it_was_kept_also_amid_a_step() -> None:
-    stream = NoiseStream()
-    stream.begin(CPU, 0, 1)
+    stream = begun()
     stream.enter()
     torch.rand(3)
     kept = stream.state_of_ranks()
     expected = torch.rand(5)
     stream.leave()
-    other = NoiseStream()
-    other.load(kept)
-    other.begin(CPU, 0, 1)
-    other.enter()
-    assert torch.equal(torch.rand(5), expected)
-    other.leave()
+    assert torch.equal(step_of(begun(kept=kept), 5), expected)
 
 
 def test_each_rank_goes_on_with_its_own_row() -> None:
-    kept = [packed(seeded(seed, CPU)) for seed in (1, 2)]
-    stream = NoiseStream()
-    stream.load({name: torch.stack([states[name] for states in kept]) for name in kept[0]})
-    stream.begin(CPU, 1, 2)
-    stream.enter()
-    drawn = torch.rand(3)
-    stream.leave()
+    rows = [packed(seeded(seed, CPU)) for seed in (1, 2)]
+    kept = {name: torch.stack([states[name] for states in rows]) for name in rows[0]}
+    drawn = step_of(begun(1, 2, kept), 3)
     assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(2)))
 
 
 def test_another_number_of_ranks_begins_anew_with_a_warning() -> None:
-    stream = NoiseStream()
-    stream.begin(CPU, 0, 1)
-    other = NoiseStream()
-    other.load(stream.state_of_ranks())
+    kept = begun().state_of_ranks()
     with pytest.warns(UserWarning, match="holds the noise of 1 ranks on cpu; 2 on cpu cannot"):
-        other.begin(CPU, 0, 2)
-    assert other.states is not None
+        stream = begun(0, 2, kept)
+    assert stream.states is not None
 
 
 _VARIANCE = """
@@ -222,14 +220,3 @@ def test_a_resumed_run_draws_what_the_uninterrupted_one_does(tmp_path: Path, dev
         assert torch.equal(weights, found[0][2])
     checkpoint = torch.load(tmp_path / "kept.ckpt", weights_only=True)
     assert checkpoint["proppo_noise"]["cpu"].shape[0] == devices
-
-
-def test_a_step_does_not_draw_what_the_last_one_drew() -> None:
-    stream = NoiseStream()
-    stream.begin(CPU, 0, 1)
-    drawn = []
-    for _ in range(2):
-        stream.enter()
-        drawn.append(torch.rand(2))
-        stream.leave()
-    assert not torch.equal(*drawn)

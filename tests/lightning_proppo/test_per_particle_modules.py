@@ -18,20 +18,15 @@ from lightning_proppo.graph import vector_jacobian_product
 from lightning_proppo.per_particle import (
     Answers,
     contributions,
-    fallback,
     find_parameter_uses,
 )
 from lightning_proppo.propagators import TPBase
 from proppo_agents.parts import Spaces
 from proppo_agents.policies import RBFPolicy
 
+from .one_by_one import gradients_one_by_one, summed_squares
+
 P = 7
-
-
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    monkeypatch.setattr(fallback, "_warned", set())
 
 
 def rand(*shape: int) -> Tensor:
@@ -255,10 +250,6 @@ def by_formula(module: nn.Module) -> nn.Module:
     return copied
 
 
-def evaluated(module: nn.Module) -> nn.Module:
-    return module.eval()
-
-
 def rbf_policy() -> nn.Module:
     return RBFPolicy(basis_functions=8).build(Spaces(6, 2, angles=(1, 4)))
 
@@ -311,7 +302,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     ),
     "rms-norm": lambda: nn.Sequential(nn.Linear(6, 4), nn.RMSNorm(4), nn.Linear(4, 2)),
     "group-norm": lambda: Shaped(nn.Sequential(nn.Conv1d(2, 4, 2), nn.GroupNorm(2, 4)), 2, 3),
-    "batch-norm-evaluated": lambda: evaluated(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))),
+    "batch-norm-evaluated": lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)).eval(),
     "batch-norm-first": lambda: nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 4)),
     "embedding": lambda: LookUp(nn.Embedding(5, 2)),
     "embedding-sequence": lambda: LookUp(nn.Embedding(5, 2), 6),
@@ -379,20 +370,10 @@ def make(name: str) -> tuple[nn.Module, int]:
     return module, width
 
 
-def explicit(output: Tensor, cotangents: Tensor, parameters: list[Tensor]) -> Tensor:
-    """Per-particle gradients [P, N] from P separate pull-backs."""
-    rows = []
-    for i in range(output.shape[0]):
-        alone = torch.zeros_like(cotangents)
-        alone[i] = cotangents[i]
-        pulled = torch.autograd.grad(
-            [output], parameters, [alone], retain_graph=True, allow_unused=True
-        )
-        flat = [
-            torch.zeros_like(p) if g is None else g for p, g in zip(parameters, pulled, strict=True)
-        ]
-        rows.append(torch.cat([g.flatten() for g in flat]))
-    return torch.stack(rows)
+def one_by_one(output: Tensor, cotangents: list[Tensor], module: nn.Module) -> list[Tensor]:
+    """Per-particle gradients [P, N] for each cotangent."""
+    parameters = list(module.parameters())
+    return [gradients_one_by_one([output], [c], parameters) for c in cotangents]
 
 
 def per_sample(module: nn.Module, x: Tensor, cotangents: Tensor) -> Tensor:
@@ -421,8 +402,7 @@ def moments(output: Tensor, cotangents: list[Tensor], parameters: list[Tensor]) 
 
 
 def expect(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    f, s = first - first.mean(0), second - second.mean(0)
-    return f.square().sum(), s.square().sum(), (f * s).sum()
+    return summed_squares(first), summed_squares(second), summed_squares(first, second)
 
 
 def agree(found: Any, expected: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -443,7 +423,7 @@ def test_exact_without_fallback(name: str, portion: int, monkeypatch) -> None:
         warnings.simplefilter("error")
         uses, found = moments(output, cotangents, list(module.parameters()))
     assert uses.unsupported is None
-    agree(found, expect(*(explicit(output, c, list(module.parameters())) for c in cotangents)))
+    agree(found, expect(*one_by_one(output, cotangents, module)))
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -456,7 +436,7 @@ def test_exact_where_used_twice(name: str) -> None:
         warnings.simplefilter("error")
         uses, found = moments(output, cotangents, list(module.parameters()))
     assert uses.unsupported is None
-    agree(found, expect(*(explicit(output, c, list(module.parameters())) for c in cotangents)))
+    agree(found, expect(*one_by_one(output, cotangents, module)))
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name not in NOT_BY_FUNC])
@@ -483,7 +463,7 @@ def test_never_negative_where_particles_are_equal(name: str) -> None:
     output = module(rand(1, width).expand(P, width))
     cotangents = [torch.ones_like(output)] * 2
     _, found = moments(output, cotangents, list(module.parameters()))
-    size = explicit(output, cotangents[0], list(module.parameters())).square().sum()
+    size = one_by_one(output, cotangents, module)[0].square().sum()
     assert 0 <= found.first < 1e-13 * size
     assert abs(found.covariance) < 1e-13 * size
 

@@ -15,6 +15,8 @@ from torch.nn import functional
 from lightning_proppo.graph import vector_jacobian_product
 from lightning_proppo.per_particle import Answers, find_parameter_uses
 
+from .one_by_one import gradients_one_by_one, summed_squares
+
 
 class Program:
     """Carries a tensor [P, T, D] through operations; layers of one size are used again."""
@@ -157,22 +159,13 @@ def run(particles: int, steps: list[Callable[[Program, Tensor], Tensor]], join: 
         b = torch.randn_like(output)
         answers = vector_jacobian_product([output], [b], [*parameters, *uses.edges])
         sets.append(Answers(answers[size:], answers[:size], [output], [b]))
-        rows = []
-        for i in range(particles):
-            alone = torch.zeros_like(b)
-            alone[i] = b[i]
-            found = vector_jacobian_product([output], [alone], parameters)
-            pairs = zip(parameters, found, strict=True)
-            flat = [torch.zeros_like(p) if g is None else g for p, g in pairs]
-            rows.append(torch.cat([g.flatten() for g in flat]))
-        gradients = torch.stack(rows)
-        each.append(gradients - gradients.mean(0))
+        each.append(gradients_one_by_one([output], [b], parameters))
     found = uses.moments(*sets, with_covariance=True)
-    first, second = each
-    scale = (first.norm() * second.norm()).item() + 1e-3
-    torch.testing.assert_close(found.first, first.square().sum(), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(found.second, second.square().sum(), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(found.covariance, (first * second).sum(), rtol=0, atol=1e-9 * scale)
+    first, second = (summed_squares(gradients) for gradients in each)
+    torch.testing.assert_close(found.first, first, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.second, second, rtol=1e-9, atol=1e-12)
+    scale = (first * second).sqrt().item() + 1e-3
+    torch.testing.assert_close(found.covariance, summed_squares(*each), rtol=0, atol=1e-9 * scale)
     coupled = any(step in COUPLING for step in steps)
     assert coupled or uses.unsupported is None
 

@@ -20,20 +20,20 @@ from lightning_proppo.per_particle import (
     EmbeddingRows,
     OuterProducts,
     contributions,
-    fallback,
     find_parameter_uses,
     per_particle_variance,
     plans,
     registry,
 )
 
+from ..largest_tensor import LargestTensor
+from .one_by_one import gradients_one_by_one, summed_squares
+
 P = 6
 
 
 @pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    torch.manual_seed(0)
-    monkeypatch.setattr(fallback, "_warned", set())
+def _own_rules() -> Iterator[None]:
     before = dict(registry.RULES)
     yield
     registry.RULES.clear()
@@ -50,14 +50,7 @@ def leaf(*shape: int) -> Tensor:
 
 
 def explicit(output: Tensor, b: Tensor, parameters: list[Tensor]) -> Tensor:
-    rows = []
-    for i in range(len(output)):
-        alone = torch.zeros_like(b)
-        alone[i] = b[i]
-        pulled = vector_jacobian_product([output], [alone], parameters)
-        rows.append(torch.cat([g.flatten() for g in pulled if g is not None]))
-    gradients = torch.stack(rows)
-    return (gradients - gradients.mean(0)).square().sum()
+    return summed_squares(gradients_one_by_one([output], [b], parameters))
 
 
 def compare(output: Tensor, parameters: list[Tensor]) -> None:
@@ -417,26 +410,15 @@ def test_nothing_of_a_graph_is_kept() -> None:
 
 def test_no_more_than_a_portion_of_the_particles_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contributions, "PORTION", 20_000)
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            for tensor in out if isinstance(out, (tuple, list)) else [out]:
-                if isinstance(tensor, Tensor) and not func.is_view:
-                    largest = max(largest, tensor.numel())
-            return out
-
     module = torch.nn.Conv2d(2, 4, 3, padding=1)
     output = module(torch.randn(200, 2, 8, 8))
     b = torch.randn_like(output)
     parameters = list(module.parameters())
     found = find_parameter_uses([output], parameters, 200)
     answers = vector_jacobian_product([output], [b], [*parameters, *found.edges])
-    with Watch():
+    with LargestTensor() as watch:
         variance = found.variance(answers[2:], answers[:2], [output], [b])
     expected = explicit(output, b, parameters)
     torch.testing.assert_close(variance.float(), expected, rtol=1e-4, atol=0.0)
     # The convolution's windows of all particles would take 200 * 64 * 18 numbers.
-    assert largest <= output.numel() < 200 * 64 * 18 / 4
+    assert watch.elements <= output.numel() < 200 * 64 * 18 / 4

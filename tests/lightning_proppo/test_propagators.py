@@ -1,4 +1,4 @@
-"""Propagators where something is missing: costs, gradients, parameters, their composite."""
+"""Propagators put together, and where something is missing: costs, gradients, parameters."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from lightning_proppo import PropagationError, PropagationManager, expand
-from lightning_proppo.containers import Container, Message, Node
+from lightning_proppo import PropagationManager, expand
 from lightning_proppo.propagators import (
     BackPropagator,
     ChainProp,
@@ -16,6 +15,7 @@ from lightning_proppo.propagators import (
     LRBase,
     LRProp,
     PauseBase,
+    PauseProp,
     Propagator,
     ResampleBase,
     RPBase,
@@ -23,7 +23,6 @@ from lightning_proppo.propagators import (
     TotalProp,
     TPBase,
 )
-from lightning_proppo.tape import Tape
 
 P = 6
 
@@ -166,104 +165,40 @@ def test_an_empty_chain_is_no_node(theta):
     assert isinstance(manager.loss_propagator, LossProp)
 
 
-# -- the tape ------------------------------------------------------------------------------------
+# -- composition ---------------------------------------------------------------------------------
 
 
-class Says(Propagator):
-    def __init__(self, say=None, **kwargs):
-        super().__init__(**kwargs)
-        self.say = say or {}
-
-    def forward_impl(self, x, node=None, ahead=None):
-        seen = None if node.get("inbox") is None else dict(node["inbox"].items())
-        return {"output": seen, **({} if ahead is None else {"forward_message": ahead})}
-
-    def backward_impl(self, node, message):
-        return self.say
-
-    def onward_impl(self, node, message):
-        node["heard"] = dict(message.items())
-        return self.say
+def rolled_out(propagator, theta, loss_propagator=None):
+    """Return the gradient of a rollout of four steps, with a cost at each."""
+    manager = PropagationManager(propagator, loss_propagator)
+    torch.manual_seed(3)
+    x = start()
+    for _ in range(4):
+        x = manager.sample(Normal((x + theta).sin(), 0.1))
+        manager.append_loss(squares(x))
+    return torch.autograd.grad(manager.loss(), theta)[0]
 
 
-def test_messages_that_leave_the_tape_are_kept_apart_by_how_far_they_go():
-    tape = Tape()
-    tape.record(None, Says({"a": 1, "targets": -2}))
-    tape.record(None, Says({"b": 2, "targets": [-2, -3]}))
-    remaining = tape.run()
-    found = {target: dict(part.items()) for target, part in remaining.messages()}
-    assert found == {-1: {"b": 2}, -2: {"b": 2, "a": 1}}
+@pytest.mark.parametrize("kind", [RPProp, LRProp, TotalProp])
+def test_back_propagation_may_be_left_to_the_loss(kind, theta):
+    whole = rolled_out(kind(), theta)
+    torch.testing.assert_close(rolled_out(kind(backprop=False), theta), whole)
 
 
-def test_what_leaves_at_the_near_end_is_gone():
-    tape = Tape()
-    tape.record(None, Says({"a": 1, "targets": 5}))
-    assert len(tape.run()) == 0
+@pytest.mark.parametrize("backprop", [True, False])
+def test_a_pause_may_leave_back_propagation_to_the_loss(backprop, theta):
+    manager = PropagationManager(RPProp())
+    x = torch.ones(5, 2, dtype=torch.float64) * theta
+    y = manager.forward(x, local_propagator=PauseProp(backprop=backprop))
+    manager.loss(y.sum(1)).backward()
+    torch.testing.assert_close(theta.grad, torch.ones_like(theta))
 
 
-def test_a_message_passes_through_an_empty_tape():
-    message = Message({"a": 1}, target=-3)
-    assert Tape().run(message=message) is message
-    assert dict(Tape().run(message=Container(a=1)).items()) == {"a": 1}
+def test_chains_nest(theta):
+    class Attached(Propagator):
+        def forward_impl(self, x, node=None, dist=None):
+            return {"output": dist.rsample(), "register_node": False}
 
-
-def test_a_node_without_a_propagator_is_named():
-    tape = Tape()
-    tape.record(None, Says())
-    tape.nodes.append(Node())
-    with pytest.raises(PropagationError, match="node 1 of the tape has no propagator"):
-        tape.run()
-
-
-def test_forward_messages_add_up_and_may_look_back():
-    manager = PropagationManager(Says())
-    manager.forward(None, ahead=Message({"a": 1}, target=(1, 2)))
-    assert manager.forward(None, ahead={"b": 2}) == {"a": 1}
-    assert manager.forward(None, ahead=Message({"back": 3}, target=-1)) == {"a": 1, "b": 2}
-    assert dict(manager.nodes[2].messages.items()) == {"back": 3}
-    assert manager.forward(None) is None
-
-
-@pytest.mark.parametrize(
-    "says",
-    [
-        [{"a": 1}, {"b": 2, "targets": 1}],
-        [{"a": 1, "targets": 1}, {"b": 2}],
-        [{"a": 1, "targets": 1}, {"b": 2, "targets": 1}],
-        [None, [{"a": 1}, {"b": 2}]],
-    ],
-)
-def test_computations_that_run_onward_send_one_message_to_the_node_after(says):
-    manager = PropagationManager(Says(), terminal_propagator=None)
-    manager.forward(None, local_propagator=ComboProp([Says(s) for s in says]))
-    manager.forward(None)
-    manager.trigger("onward", reverse=False)
-    assert manager.nodes[1]["heard"] == {"a": 1, "b": 2}
-
-
-def test_a_computation_may_send_nothing_at_all():
-    tape = Tape()
-    for nothing in (None, [], {}, Message()):
-        tape.record(None, Says(nothing))
-    assert len(tape.run()) == 0
-
-
-def test_a_node_may_force_its_messages_to_several_targets():
-    manager = PropagationManager(Says(), terminal_propagator=None)
-    for _ in range(2):
-        manager.forward(None)
-    manager.forward(None, local_propagator=Says({"a": 1, "targets": -1}), force_targets=[-2, 0])
-    manager.trigger("onward")
-    assert [node["heard"] for node in manager.nodes] == [{"a": 1}, {}, {}]
-    assert dict(manager.nodes[2].messages.items()) == {"a": 1}
-
-
-@pytest.mark.parametrize("length", [0, 1, 4])
-def test_a_tape_counts_its_own_terminal_node_apart(length):
-    tape = Tape(BackPropagator())
-    for _ in range(length):
-        tape.record(None, Says())
-    assert len(tape) == length + 1
-    assert tape.recorded == tape.calls == length
-    tape.release()
-    assert len(tape) == 0
+    chain = ChainProp([ChainProp([Attached(), PauseProp()]), PauseProp()])
+    found = rolled_out(chain, theta, LossProp(baseline=False))
+    torch.testing.assert_close(found, rolled_out(RPProp(), theta))

@@ -1,4 +1,4 @@
-"""Faults of the prototype that must not come back, beside those that test_manager.py holds off."""
+"""Faults of the prototype that must not come back."""
 
 from __future__ import annotations
 
@@ -203,6 +203,12 @@ def test_no_two_composites_share_a_part_or_a_dict(kind):
     assert not mutable[0] & mutable[1]
 
 
+def test_no_two_managers_share_a_default():
+    first, second = PropagationManager(), PropagationManager()
+    assert first.default_propagator is not second.default_propagator
+    assert first.terminal_propagator is not second.terminal_propagator
+
+
 def test_class_keywords_of_one_class_do_not_reach_another():
     class First(Propagator, scale=1):
         def forward_impl(self, x, node=None, scale=0):
@@ -328,22 +334,3 @@ def test_a_pause_only_saves_passes_over_the_shared_graph():
         gradients.append(torch.autograd.grad(manager.loss(x.square().sum(1)), weight)[0])
         assert len(calls) == (1 if pause else 4)
     torch.testing.assert_close(*gradients)
-
-
-# -- the rest --------------------------------------------------------------------------------------
-
-
-def test_targets_beyond_the_tape_are_no_error():
-    """There, the prototype read a name that it had never set."""
-
-    class Far(Propagator):
-        def forward_impl(self, x, node=None):
-            return {"output": x}
-
-        def backward_impl(self, node, message):
-            return {"a": 1, "targets": [-9, 9]}
-
-    manager = PropagationManager(Far())
-    manager.forward(None)
-    remaining = manager.backward()
-    assert [dict(part.items()) for part in remaining.containers()] == [{"a": 1}]

@@ -236,15 +236,9 @@ result = {
 """
 )
 
-CASES = ["RP", "LR", "TP", "TPX", "GR", "GS", "TP+GS", "covariance", "TPX, covariance"]
-CASES += ["cross-fitted", "TPX, cross-fitted"]
-KEYS = [
-    (model, case, dtype)
-    for dtype in ROUNDING
-    for model in ("chaos", "expanded", "policy")
-    for case in CASES
-    if model != "expanded" or case == "TP"
-]
+_DEFINED: dict[str, Any] = {"torch": torch}
+exec(_ESTIMATES, _DEFINED)
+KEYS = list(_DEFINED["every_case"]())
 
 
 @pytest.fixture(scope="module")

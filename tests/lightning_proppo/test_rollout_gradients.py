@@ -18,6 +18,8 @@ from lightning_proppo.per_particle.remembering import RememberingUses
 from lightning_proppo.per_particle.rollouts import PullBack, RolloutGradients
 from lightning_proppo.per_particle.sketches import Signs
 
+from .one_by_one import gradients_one_by_one, summed_squares
+
 P = 12
 
 
@@ -176,22 +178,12 @@ def by_hand(module: nn.Module, made: Any) -> tuple[list[Tensor], list[Tensor]]:
     steps = []
     for number, (output, cotangents) in enumerate(made):
         k = 0.25 * (number + 1)
-        rows = []
-        for cotangent in (cotangents[0], k * cotangents[0] + (1 - k) * cotangents[1]):
-            of_set = []
-            for i in range(P):
-                only = torch.zeros_like(cotangent)
-                only[i] = cotangent[i]
-                found = torch.autograd.grad(output, parameters, only, retain_graph=True)
-                of_set.append(torch.cat([g.flatten() for g in found]))
-            rows.append(torch.stack(of_set))
-        steps.append(rows)
+        mixed = k * cotangents[0] + (1 - k) * cotangents[1]
+        steps.append(
+            [gradients_one_by_one([output], [b], parameters) for b in (cotangents[0], mixed)]
+        )
     totals = [torch.stack([rows[k] for rows in steps]).sum(0) for k in range(2)]
     return totals, [rows[0] for rows in steps]
-
-
-def squares(rows: Tensor) -> float:
-    return float((rows - rows.mean(0)).square().sum())
 
 
 @pytest.fixture(autouse=True)
@@ -209,10 +201,10 @@ def test_kept_as_they_are_they_are_exact(name: str, monkeypatch: pytest.MonkeyPa
     gradients = gather(module, made, copies=1)
     rows, steps = by_hand(module, made)
     for found, expected in zip(gradients.squares(), rows, strict=True):
-        assert float(found) == pytest.approx(squares(expected), rel=1e-9)
+        assert float(found) == pytest.approx(float(summed_squares(expected)), rel=1e-9)
     by_sample = gradients.variances_by_sample()["first"]
     for found, expected in zip(by_sample, steps, strict=True):
-        assert float(found) == pytest.approx(squares(expected), rel=1e-9)
+        assert float(found) == pytest.approx(float(summed_squares(expected)), rel=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore:there is no rule")
@@ -230,10 +222,12 @@ def test_sketches_are_right_on_average(name: str, monkeypatch: pytest.MonkeyPatc
         found = torch.stack([gradients.squares()[place] for gradients in repetitions])
         error = float(found.std()) / len(found) ** 0.5
         # Four standard errors: one in 15,000 by chance.
-        assert abs(float(found.mean()) - squares(expected)) < 4 * error + 1e-9 * squares(expected)
+        assert abs(
+            float(found.mean()) - float(summed_squares(expected))
+        ) < 4 * error + 1e-9 * float(summed_squares(expected))
     by_sample = repetitions[0].variances_by_sample()["first"]
     for found, expected in zip(by_sample, steps, strict=True):
-        assert float(found) == pytest.approx(squares(expected), rel=1e-9)
+        assert float(found) == pytest.approx(float(summed_squares(expected)), rel=1e-9)
 
 
 def test_a_sketch_draws_from_a_generator_of_its_own() -> None:

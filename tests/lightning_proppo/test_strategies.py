@@ -265,11 +265,6 @@ def test_ranks_that_are_forked_from_a_notebook_train_alike(found: Any) -> None:
 # -- what is refused -----------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["pytorch_lightning", "lightning.pytorch"])
-def pl(request: pytest.FixtureRequest) -> Any:
-    return pytest.importorskip(request.param)
-
-
 @pytest.fixture
 def group() -> Iterator[None]:
     """A process group with one member."""

@@ -25,22 +25,10 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_proppo import PropagationCallback, PropagationManager
 from lightning_proppo.propagators import LRProp, TotalProp, estimator_names
 
+from ..given_noise import Given
+
 P, HORIZON = 16, 4
 NAMES = estimator_names()
-
-
-class Given(Normal):
-    """Draws what is given: generators are shared by all threads."""
-
-    def __init__(self, loc: Tensor, scale: float, noise: Tensor) -> None:
-        super().__init__(loc, scale)
-        self.noise = noise
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self.loc + self.scale * self.noise
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self.rsample().detach()
 
 
 class Model(nn.Module):
@@ -231,13 +219,6 @@ def test_a_loss_may_be_differentiated_without_grad_mode(name: str) -> None:
 # -- Lightning -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["pytorch_lightning", "lightning.pytorch"])
-def lightning(request: pytest.FixtureRequest) -> ModuleType:
-    """The package that Trainer and LightningModule come from."""
-    package: ModuleType = pytest.importorskip(request.param)
-    return package
-
-
 class Starts(Dataset[Tensor]):
     """States to start from; with a model, what it makes of them in an evaluation."""
 
@@ -316,13 +297,16 @@ def trained(pl: ModuleType, module: Any, name: str = "TP", **options: Any) -> li
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
-@pytest.mark.parametrize("simulating", [False, True])
-def test_workers_of_a_data_loader_change_nothing(lightning: ModuleType, simulating: bool) -> None:
-    """Also where each worker has a copy of the model, and evaluates it."""
-    expected = trained(lightning, make_module(lightning, 0, False))
-    found = trained(lightning, make_module(lightning, 2, simulating))
-    if not simulating:
-        assert_same(found, expected)
+def test_workers_of_a_data_loader_change_nothing(pl: ModuleType) -> None:
+    assert_same(trained(pl, make_module(pl, workers=2)), trained(pl, make_module(pl)))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+def test_workers_of_a_data_loader_may_evaluate_copies_of_the_model(pl: ModuleType) -> None:
+    found = trained(pl, make_module(pl, workers=2, simulating=True))
+    assert all(bool(weight.isfinite().all()) for weight in found)
+    # States to start from that a model has made are others.
+    assert not torch.equal(found[0], trained(pl, make_module(pl))[0])
 
 
 def test_a_worker_may_be_sent_a_model_in_the_middle_of_a_rollout() -> None:
@@ -339,12 +323,12 @@ def test_a_worker_may_be_sent_a_model_in_the_middle_of_a_rollout() -> None:
 @pytest.mark.parametrize("inference_mode", [True, False])
 @pytest.mark.parametrize("name", ["RP", "LR", "TP"])
 def test_validation_in_the_middle_of_training_changes_nothing(
-    lightning: ModuleType, name: str, inference_mode: bool
+    pl: ModuleType, name: str, inference_mode: bool
 ) -> None:
-    expected = trained(lightning, make_module(lightning), name)
+    expected = trained(pl, make_module(pl), name)
     found = trained(
-        lightning,
-        make_module(lightning),
+        pl,
+        make_module(pl),
         name,
         limit_val_batches=1.0,
         val_check_interval=1,
@@ -354,50 +338,48 @@ def test_validation_in_the_middle_of_training_changes_nothing(
 
 
 @pytest.mark.parametrize("when", ["on_train_batch_end", "on_train_epoch_end"])
-def test_another_trainer_may_validate_in_the_middle_of_training(
-    lightning: ModuleType, when: str
-) -> None:
+def test_another_trainer_may_validate_in_the_middle_of_training(pl: ModuleType, when: str) -> None:
     """Its own callback gives the module another manager, but only for as long as it validates."""
-    expected = trained(lightning, make_module(lightning))
+    expected = trained(pl, make_module(pl))
 
     def validate(module: Any, *arguments: Any) -> None:
         trainer = module.trainer
-        other = make_trainer(lightning, PropagationCallback("LR"), limit_val_batches=1.0)
+        other = make_trainer(pl, PropagationCallback("LR"), limit_val_batches=1.0)
         other.validate(module, verbose=False)
         module.trainer = trainer
 
-    module = make_module(lightning, **{when: validate})
-    assert_same(trained(lightning, module), expected)
+    module = make_module(pl, **{when: validate})
+    assert_same(trained(pl, module), expected)
     assert not isinstance(module.manager.default_propagator, LRProp)
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_manager_is_given_back_after_an_evaluation(lightning: ModuleType, fails: bool) -> None:
+def test_a_manager_is_given_back_after_an_evaluation(pl: ModuleType, fails: bool) -> None:
     def validation_step(module: Any, batch: Tensor, batch_idx: int) -> None:
         assert isinstance(module.manager.default_propagator, LRProp)
         if fails:
             raise ZeroDivisionError
 
-    module = make_module(lightning, validation_step=validation_step)
-    trained(lightning, module, "TP")
+    module = make_module(pl, validation_step=validation_step)
+    trained(pl, module, "TP")
     manager = module.manager
-    other = make_trainer(lightning, PropagationCallback("LR"), limit_val_batches=1.0)
+    other = make_trainer(pl, PropagationCallback("LR"), limit_val_batches=1.0)
     with pytest.raises(ZeroDivisionError) if fails else nullcontext():
         other.validate(module, verbose=False)
     assert module.manager is manager
-    trained(lightning, module, "LR")  # of two trainings, the last decides
+    trained(pl, module, "LR")  # of two trainings, the last decides
     assert module.manager is not manager
 
 
-def test_validate_between_two_fits_changes_nothing(lightning: ModuleType) -> None:
+def test_validate_between_two_fits_changes_nothing(pl: ModuleType) -> None:
     found = []
     for validate in (False, True):
-        module = make_module(lightning)
+        module = make_module(pl)
         callback = PropagationCallback("TP")
         torch.manual_seed(3)
-        make_trainer(lightning, callback, max_epochs=1).fit(module)
+        make_trainer(pl, callback, max_epochs=1).fit(module)
         if validate:
-            make_trainer(lightning, callback, limit_val_batches=1.0).validate(module, verbose=False)
-        make_trainer(lightning, callback, max_epochs=1).fit(module)
+            make_trainer(pl, callback, limit_val_batches=1.0).validate(module, verbose=False)
+        make_trainer(pl, callback, max_epochs=1).fit(module)
         found.append([p.detach().clone() for p in module.parameters()])
     assert_same(*found)

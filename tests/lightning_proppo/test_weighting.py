@@ -181,6 +181,20 @@ def test_every_weighting_takes_any_distribution(make: Any, weighting: str, targe
     assert len(manager.statistics["lr_weight"]) == 3
 
 
+@pytest.mark.parametrize("k_interval", [1, 2, 3, 100])
+def test_weights_are_kept_for_an_interval_of_nodes(k_interval: int) -> None:
+    theta = torch.ones(1, dtype=F, requires_grad=True)
+    manager = PropagationManager(TotalProp(k_interval=k_interval))
+    x = torch.zeros(50, 1, dtype=F)
+    for _ in range(6):
+        x = manager.sample(Normal((x + theta).sin(), 0.1))
+        manager.append_loss(x.square())
+    manager.loss().backward()
+    weights = torch.stack(manager.statistics["lr_weight"])
+    assert len(weights.unique()) == -(-6 // k_interval)
+    assert [float(weights[i - i % k_interval]) for i in range(6)] == weights.tolist()
+
+
 def test_tpx_is_total_propagation_weighted_at_the_samples() -> None:
     found = []
     for propagator in (TPXProp(), TotalProp(ivw_target="node"), "TPX"):

@@ -1,11 +1,12 @@
 """What agents and their parts are given wrongly: one exception says what came, and what to do.
 
-The rest of the catalogue is in tests/test_bad_input_catalogue.py.
+As ``tests/lightning_proppo/test_bad_*.py`` have it of managers: nothing else failed on the way to
+it, and the next correct calls give what they gave before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_proppo import PropagationManager
 from proppo_agents import PILCO, GPDynamics, MLPPolicy, RBFPolicy
 from proppo_agents.episodes import Episode, collect_episode
 from proppo_agents.parts import Spaces
 from proppo_agents.regression import Ensemble, ExactGP, SparseGP
 from proppo_agents.worlds import make_world
+
+from ..errors import assert_refused
 
 NAN, INF = float("nan"), float("inf")
 SPACES = Spaces(observation_size=2, action_size=1, angles=(), circles=())
@@ -34,15 +38,24 @@ class Cart(gymnasium.Env[Any, Any]):
         actions: its space of actions; None: a Box of one number.
         seen: what is observed in the second step; None: nothing out of the way.
         reward: of the second step.
+        failure: what the second step raises, if anything.
+        cut_off: whether the second step ends the episode.
     """
 
     def __init__(
-        self, observations: Any = None, actions: Any = None, seen: Any = None, reward: Any = 0.0
+        self,
+        observations: Any = None,
+        actions: Any = None,
+        seen: Any = None,
+        reward: Any = 0.0,
+        failure: Exception | None = None,
+        cut_off: bool = False,
     ) -> None:
         box = gymnasium.spaces.Box
         self.observation_space = observations or box(-np.inf, np.inf, (2,), np.float32)
         self.action_space = actions or box(-1.0, 1.0, (1,), np.float32)
         self.seen, self.reward = seen, reward
+        self.failure, self.cut_off = failure, cut_off
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -56,7 +69,9 @@ class Cart(gymnasium.Env[Any, Any]):
         if second and self.seen is not None:
             seen = self.seen
         reward = self.reward if second else 1.0
-        return seen, reward, False, self.count == STEPS, {}
+        if second and self.failure is not None:
+            raise self.failure
+        return seen, reward, False, self.count == STEPS or (second and self.cut_off), {}
 
 
 def constant(action: Any) -> Callable[[Tensor], Any]:
@@ -304,13 +319,7 @@ def good() -> list[Tensor]:
 @pytest.mark.parametrize("case", [*ACTING, *PARTS], ids=lambda case: case.name)
 def test_one_exception_says_what_came_and_the_next_call_works(case: Case) -> None:
     expected = good()
-    with pytest.raises(Exception) as caught:  # noqa: PT011
-        case.act()
-    message = str(caught.value)
-    assert type(caught.value) is case.error, f"{type(caught.value).__name__}: {message}"
-    assert caught.value.__context__ is None, "it hides another one"
-    for word in case.words:
-        assert word in message, f"{word!r} is not in: {message}"
+    assert_refused(case.error, case.words, case.act)
     assert all(torch.equal(a, b) for a, b in zip(good(), expected, strict=True))
 
 
@@ -337,3 +346,62 @@ def test_what_is_observed_wrongly_is_not_kept() -> None:
 def test_random_actions_may_be_of_any_space() -> None:
     found = collect_episode(Cart(actions=discrete(3)), None, seed=0)
     assert found.actions.shape == (STEPS,)
+
+
+# -- an agent in such an environment -------------------------------------------------------------
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    gymnasium.register("Cart-v0", Cart, max_episode_steps=STEPS, disable_env_checker=True)
+    yield
+    gymnasium.registry.pop("Cart-v0")
+
+
+def agent(**options: Any) -> PILCO:
+    module = PILCO(
+        "Cart-v0",
+        options,
+        spread=(1.0, 1.0),
+        particles=8,
+        steps=2,
+        candidates=2,
+        dynamics=GPDynamics(steps=3),
+        policy=RBFPolicy(basis_functions=5),
+    )
+    module.manager = PropagationManager("TP")
+    return module
+
+
+def learn(module: PILCO) -> None:
+    """Act, fit a model, and take a gradient of its prediction."""
+    module.collect(None)
+    module.refit()
+    module.predict()[0].backward()
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize(
+    ("fault", "error", "words"),
+    [
+        ("failure", RuntimeError, ("the motor is too hot",)),
+        ("seen", ValueError, ("must be finite", "nan")),
+    ],
+)
+def test_an_agent_goes_on_after_an_episode_that_failed(
+    fault: str, error: type[Exception], words: tuple[str, ...]
+) -> None:
+    wrong = RuntimeError("the motor is too hot") if fault == "failure" else np.array([NAN, 0.0])
+    module = agent(**{fault: wrong})
+    assert_refused(error, words, lambda: learn(module))
+    setattr(module.env.unwrapped, fault, None)
+    module.episodes.clear()
+    learn(module)
+
+
+@pytest.mark.usefixtures("registered")
+def test_an_episode_that_is_cut_off_is_a_short_one() -> None:
+    module = agent(cut_off=True)
+    learn(module)
+    assert len(module.episodes[0].actions) == 2
+    assert all(bool(p.grad.isfinite().all()) for p in module.policy.parameters())

@@ -18,7 +18,7 @@ from proppo_agents.encodings import encode_angles
 from proppo_agents.parts import Spaces
 from proppo_agents.policies import RBFPolicy
 
-from .largest_tensor import LargestTensor
+from ..largest_tensor import LargestTensor
 
 P, C, D = 6, 5, 3
 

@@ -17,13 +17,7 @@ from proppo_agents.episodes import collect_episode
 from proppo_agents.experience import collect_and_keep
 from proppo_envs.cartpole import CartPoleSwingUpEnv
 
-SMALL: dict[str, Any] = {
-    "particles": 8,
-    "steps": 2,
-    "candidates": 1,
-    "dynamics": {"class_path": "proppo_agents.GPDynamics", "init_args": {"steps": 3}},
-    "policy": {"class_path": "proppo_agents.RBFPolicy", "init_args": {"basis_functions": 5}},
-}
+from .small_agent import SMALL
 
 
 def small(**changes: Any) -> PILCO:

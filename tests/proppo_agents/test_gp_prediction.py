@@ -17,8 +17,8 @@ from proppo_agents import gp_prediction
 from proppo_agents.gaussian_process import GPPosterior, fit_gaussian_process
 from proppo_agents.gp_prediction import Factors, predict, predict_plainly
 
+from ..largest_tensor import LargestTensor
 from .gp_reference import data, reference
-from .largest_tensor import LargestTensor
 
 BLOCK = gp_prediction._BLOCK
 

@@ -1,4 +1,4 @@
-"""The double pole's equations of motion, their sign convention and their integration."""
+"""The double pole's equations of motion and their sign convention."""
 
 from __future__ import annotations
 
@@ -202,45 +202,3 @@ def test_equilibria_stay_and_only_hanging_is_stable() -> None:
         ]
         growth = np.linalg.eigvals(np.stack(columns, axis=1) / 2e-6).real.max()
         assert (growth < 1e-6) == (angles == (np.pi, np.pi))
-
-
-def test_integration_is_of_fourth_order() -> None:
-    states, force = some_states(20), np.linspace(-20.0, 20.0, 20)
-
-    def error(substeps: int) -> float:
-        options = {"duration": 0.05, "parameters": DEFAULT}
-        fine = integrate(states, force, substeps=2000, **options)  # type: ignore[arg-type]
-        coarse = integrate(states, force, substeps=substeps, **options)  # type: ignore[arg-type]
-        return float(np.abs(coarse - fine).max())
-
-    assert error(20) < 1e-4
-    assert 12.0 < error(20) / error(40) < 20.0
-
-
-def test_the_flow_starts_with_the_derivative() -> None:
-    states, force, step = some_states(20), np.linspace(-20.0, 20.0, 20), 1e-6
-    forward = integrate(states, force, duration=step, substeps=1, parameters=DEFAULT)
-    backward = integrate(states, force, duration=-step, substeps=1, parameters=DEFAULT)
-    np.testing.assert_allclose(
-        (forward - backward) / (2 * step),
-        state_derivative(states, force, DEFAULT),
-        rtol=1e-6,
-        atol=1e-6,
-    )
-
-
-def test_integration_is_pure_and_batched() -> None:
-    states, force = some_states(3), np.array([1.0, -2.0, 3.0])
-    before = states.copy()
-    together = integrate(states, force, duration=0.05, substeps=3, parameters=DEFAULT)
-    np.testing.assert_array_equal(states, before)
-    for index in range(3):
-        alone = integrate(
-            states[index], force[index], duration=0.05, substeps=3, parameters=DEFAULT
-        )
-        np.testing.assert_allclose(alone, together[index], rtol=1e-13)
-
-
-def test_integration_refuses_no_substeps() -> None:
-    with pytest.raises(ValueError, match="substeps: expected at least 1, got 0"):
-        integrate(np.zeros(6), 0.0, duration=0.05, substeps=0, parameters=DEFAULT)

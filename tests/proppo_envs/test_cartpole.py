@@ -1,11 +1,9 @@
-"""The cart-pole as a Gymnasium environment: contract, noise, reward, info, refusals."""
+"""The cart-pole as a Gymnasium environment: noise, motion, reward, info, refusals."""
 
 from __future__ import annotations
 
-import copy
 import importlib
 import math
-import pickle
 import subprocess
 import sys
 import warnings
@@ -16,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.error import ResetNeeded
-from gymnasium.utils.env_checker import check_env
 
 import proppo_envs
 from proppo_envs import CARTPOLE_BALANCE, CARTPOLE_SWING_UP, CartPoleSwingUpEnv, is_success
@@ -46,36 +43,7 @@ def exact_env(**options: Any) -> CartPoleSwingUpEnv:
     return CartPoleSwingUpEnv(initial_std=0.0, observation_noise_std=0.0, **options)
 
 
-def episode(env: gymnasium.Env, seed: int | None, steps: int = 10) -> np.ndarray:
-    """Observations ``[steps + 1, 4]`` under actions that do not depend on the seed."""
-    actions = np.random.default_rng(7).uniform(-1, 1, (steps, 1)).astype(np.float32)
-    observations = [env.reset(seed=seed)[0]]
-    observations.extend(env.step(action)[0] for action in actions)
-    return np.array(observations)
-
-
 # The contract of Gymnasium
-
-
-@pytest.mark.parametrize("render_mode", [None, "rgb_array"])
-def test_gymnasiums_checker_passes_without_a_warning(
-    render_mode: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("pygame")
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")  # the checker also opens a window
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        env = gymnasium.make(ID, render_mode=render_mode)
-        check_env(env.unwrapped)
-        env.close()
-
-
-def test_made_by_name_it_is_truncated_after_25_steps_and_never_terminated() -> None:
-    env = gymnasium.make(ID)
-    assert isinstance(env.unwrapped, CartPoleSwingUpEnv)
-    env.reset(seed=0)
-    ends = [env.step(env.action_space.sample())[2:4] for _ in range(25)]
-    assert ends == [(False, False)] * 24 + [(False, True)]
 
 
 def test_the_class_itself_never_ends() -> None:
@@ -111,47 +79,7 @@ def test_a_vector_of_environments() -> None:
     envs.close()
 
 
-def test_it_can_be_copied_and_pickled_in_the_middle_of_an_episode() -> None:
-    pytest.importorskip("pygame")
-    env = CartPoleSwingUpEnv(render_mode="rgb_array")
-    env.reset(seed=0)
-    env.render()
-    twins = [env, copy.deepcopy(env), pickle.loads(pickle.dumps(env))]
-    results = [twin.step(np.array([0.5]))[0] for twin in twins]
-    np.testing.assert_array_equal(results[0], results[1])
-    np.testing.assert_array_equal(results[0], results[2])
-
-
 # Noise
-
-
-def test_the_same_seed_gives_the_same_episode_and_another_a_different_one() -> None:
-    first = episode(CartPoleSwingUpEnv(), seed=1)
-    np.testing.assert_array_equal(first, episode(CartPoleSwingUpEnv(), seed=1))
-    assert (first != episode(CartPoleSwingUpEnv(), seed=2)).all()
-
-
-def test_episodes_after_the_seeded_one_differ_and_are_reproducible() -> None:
-    pairs = []
-    for _ in range(2):
-        env = CartPoleSwingUpEnv()
-        pairs.append((episode(env, seed=1), episode(env, seed=None)))
-    np.testing.assert_array_equal(pairs[0][1], pairs[1][1])
-    assert (pairs[0][0] != pairs[0][1]).all()
-
-
-def test_global_generators_are_neither_used_nor_touched() -> None:
-    first = episode(CartPoleSwingUpEnv(), seed=1)
-    np.random.seed(0)
-    torch.manual_seed(0)
-    before = np.random.get_state()[1].copy()  # type: ignore[index]
-    torch_before = torch.get_rng_state()
-    np.testing.assert_array_equal(first, episode(CartPoleSwingUpEnv(), seed=1))
-    np.testing.assert_array_equal(
-        before,
-        np.random.get_state()[1],  # type: ignore[index]
-    )
-    assert torch.equal(torch_before, torch.get_rng_state())
 
 
 def test_start_and_measurement_have_their_means_and_standard_deviations() -> None:
@@ -165,7 +93,7 @@ def test_start_and_measurement_have_their_means_and_standard_deviations() -> Non
         errors[2 * index] = observation - info["state"]
         observation, *_, info = env.step(np.zeros(1))
         errors[2 * index + 1] = observation - info["state"]
-    sigmas = 5.0
+    sigmas = 5.0  # for each of 22 numbers: false alarms in one of 80,000 seeds
     np.testing.assert_allclose(
         starts.mean(0), [0, 0, np.pi, 0], rtol=0, atol=sigmas * 0.2 / math.sqrt(count)
     )

@@ -21,13 +21,7 @@ from proppo_agents.callbacks.base import EpisodeCallback
 from proppo_agents.episodes import Episode, Policy
 from proppo_agents.films import FilmError
 
-SMALL: dict[str, Any] = {
-    "particles": 8,
-    "steps": 2,
-    "candidates": 1,
-    "dynamics": {"class_path": "proppo_agents.GPDynamics", "init_args": {"steps": 3}},
-    "policy": {"class_path": "proppo_agents.RBFPolicy", "init_args": {"basis_functions": 5}},
-}
+from ..small_agent import SMALL
 
 
 def fit(callbacks: list[pl.Callback], logger: Any, epochs: int = 2, **options: Any) -> PILCO:

@@ -17,15 +17,10 @@ from proppo_agents.commands.collect import main as run_collect
 from proppo_agents.commands.render import main as run_render
 from proppo_agents.episode_files import EpisodeFolder, digest_of, read_episodes
 
+from ..small_agent import SMALL
+
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = ROOT / "configs" / "pilco_cartpole.yaml"
-SMALL: dict[str, Any] = {
-    "particles": 8,
-    "steps": 2,
-    "candidates": 1,
-    "dynamics": {"class_path": "proppo_agents.GPDynamics", "init_args": {"steps": 3}},
-    "policy": {"class_path": "proppo_agents.RBFPolicy", "init_args": {"basis_functions": 5}},
-}
 
 
 def fit(folder: Path, **changes: Any) -> PILCO:

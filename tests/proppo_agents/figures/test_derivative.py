@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.distributions import Normal
 
 from lightning_proppo import PropagationManager
 from proppo_agents.figures import derivative
 from proppo_agents.figures.derivative import CHUNK, Settings, derivatives
 from proppo_agents.figures.experiment import silent_bar
 from proppo_envs import ChaoticRNN
+
+from ...given_noise import Given
 
 HORIZON, PARTICLES = 12, 6
 
@@ -27,17 +28,6 @@ def test_costs_and_derivatives_are_those_of_finite_differences(noise: torch.Tens
     step = 1e-6
     high, low = derivatives(betas + step, noise)[0], derivatives(betas - step, noise)[0]
     torch.testing.assert_close(found, (high - low) / (2 * step), rtol=1e-5, atol=1e-8)
-
-
-class Given(Normal):
-    """Draws what it is told to."""
-
-    def __init__(self, loc: torch.Tensor, scale: float, noise: torch.Tensor) -> None:
-        super().__init__(loc, scale)
-        self.noise = noise
-
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> torch.Tensor:  # noqa: B008
-        return self.loc + self.scale * self.noise
 
 
 @pytest.mark.parametrize("beta", [2.0, 3.5])

@@ -27,9 +27,3 @@ def test_its_commands_name_figures_that_there_are() -> None:
     assert len(commands) >= 8
     named = {word for command in commands for word in command.split() if word != "--quick"}
     assert named == set(EXPERIMENTS)
-
-
-def test_its_links_within_lead_to_headings() -> None:
-    headings = re.findall(r"^## (.+)$", TEXT, flags=re.MULTILINE)
-    slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) <= slugs
