@@ -57,7 +57,7 @@ def test_one_of_the_two_names_is_enough(name: str, tmp_path: Path) -> None:
     script.write_text(HIDE.format(hidden=NAMES[name]) + SCRIPT)
     ended = launch(tmp_path, str(script), str(tmp_path / "runs"), str(CONFIG))
     assert ended.status == 0, ended.stdout + ended.stderr
-    assert "Trained for 1 epochs" in ended.stdout
+    assert "Trained for 1 epoch" in ended.stdout
     said = ended.stdout.splitlines()[-1]
     called = "pytorch_lightning" if name == "pytorch_lightning" else "lightning.pytorch"
     assert f'"name": "{called}"' in said

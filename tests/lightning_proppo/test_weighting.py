@@ -208,9 +208,11 @@ def test_tpx_is_total_propagation_weighted_at_the_samples() -> None:
 
 
 def test_an_unknown_weighting_is_named() -> None:
-    manager = PropagationManager(TotalProp(weighting="covariant"))
-    with pytest.raises(ValueError, match=r"weighting must be one of .*Did you mean 'covariance'\?"):
-        manager.sample(Normal(torch.zeros(3, 1), 1.0))
+    told = r"weighting must be one of .*Did you mean 'covariance'\?"
+    with pytest.raises(ValueError, match=told):
+        TotalProp(weighting="covariant")
+    with pytest.raises(ValueError, match=told):
+        PropagationManager("TP").sample(Normal(torch.zeros(3, 1), 1.0), weighting="covariant")
 
 
 def test_a_function_of_ones_own_goes_with_no_other_weighting() -> None:
