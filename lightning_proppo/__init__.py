@@ -6,12 +6,12 @@ Record a rollout's samples with a :class:`PropagationManager`, return ``manager.
 how noisy its gradient is.
 """
 
-from lightning_proppo.baselines import mean_baseline, no_baseline
 from lightning_proppo.callbacks import PropagationCallback, VarianceMonitor
 from lightning_proppo.errors import PropagationError
 from lightning_proppo.manager import PropagationManager
+from lightning_proppo.mathematics.baselines import mean_baseline, no_baseline
+from lightning_proppo.mathematics.variances import expand, inverse_variance_weighting
 from lightning_proppo.per_particle import per_particle_rule
-from lightning_proppo.variances import expand, inverse_variance_weighting
 
 __version__ = "0.1.0"
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_proppo.accuracy import squared_norm, trace_of_covariance
-from lightning_proppo.backward_pass import BackwardPass
-from lightning_proppo.cuts import is_cut
+from lightning_proppo.engine.backward_pass import BackwardPass
+from lightning_proppo.engine.cuts import is_cut
+from lightning_proppo.mathematics.accuracy import squared_norm, trace_of_covariance
 from lightning_proppo.per_particle import Answers, ParameterUses, find_parameter_uses
 from lightning_proppo.per_particle.plans import Graph, Plan
 from lightning_proppo.per_particle.remembering import RememberingUses

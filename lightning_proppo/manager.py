@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from lightning_proppo.backward_pass import active_pass
 from lightning_proppo.containers import MARKS, Container, Message, Node
-from lightning_proppo.costs import RolloutCosts, mean_cost
+from lightning_proppo.engine.backward_pass import active_pass
+from lightning_proppo.engine.costs import RolloutCosts, mean_cost
+from lightning_proppo.engine.handover import ClosedTape, hand_over
+from lightning_proppo.engine.tape import Tape
 from lightning_proppo.errors import PropagationError, did_you_mean
-from lightning_proppo.handover import ClosedTape, hand_over
 from lightning_proppo.propagators import (
     BackPropagator,
     Propagator,
@@ -22,7 +23,6 @@ from lightning_proppo.propagators import (
     make_estimator,
 )
 from lightning_proppo.ranks import ALONE, activate_ranks, all_ranks
-from lightning_proppo.tape import Tape
 
 _TERMINAL: Any = object()
 

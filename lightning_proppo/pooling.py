@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_proppo.gaussians import combine_gaussians, fit_gaussian, gaussian_moments
-from lightning_proppo.precision import full_precision
-from lightning_proppo.ranks import ALONE, Ranks, sum_together
-from lightning_proppo.variances import (
+from lightning_proppo.mathematics.gaussians import combine_gaussians, fit_gaussian, gaussian_moments
+from lightning_proppo.mathematics.precision import full_precision
+from lightning_proppo.mathematics.variances import (
     deviation_products,
     inverse_variance_weighting,
     not_negative,
     weights_from_variances,
 )
+from lightning_proppo.ranks import ALONE, Ranks, sum_together
 
 # So many numbers are gathered at the end of a rollout.
 _AT_LEAST = 4
@@ -90,8 +90,8 @@ def pooled_weights(
     """Weigh two estimators by inverse variance over all ranks' particles.
 
     Arguments, returned weights and errors are those of
-    :func:`~lightning_proppo.variances.inverse_variance_weighting`, whose gradients are a rank's
-    own.
+    :func:`~lightning_proppo.mathematics.variances.inverse_variance_weighting`, whose gradients are
+    a rank's own.
     """
     if ranks.size == 1:
         return inverse_variance_weighting(first, second, scalar_estimate, with_covariance)
@@ -112,8 +112,8 @@ def pooled_weights(
 def fit_gaussian_over(x: Tensor, ranks: Ranks = ALONE) -> tuple[Tensor, Tensor]:
     """Fit a Gaussian to the particles of all ranks.
 
-    As :func:`~lightning_proppo.gaussians.fit_gaussian`, of x [P, D] on each rank. The result's
-    graph leads to the rank's own particles only. One all-gather of D + D^2 numbers.
+    As :func:`~lightning_proppo.mathematics.gaussians.fit_gaussian`, of x [P, D] on each rank. The
+    result's graph leads to the rank's own particles only. One all-gather of D + D^2 numbers.
 
     Raises:
         ValueError: for fewer than two particles in all; if the ranks have different numbers of

@@ -26,20 +26,7 @@ LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
 # Where it is chosen under which of these names Lightning is imported.
 CHOOSING = ("lightning_proppo.installed_lightning", "lightning_proppo.cli.installed")
 OUTERMOST = ("lightning_proppo.callbacks", "lightning_proppo.cli", "lightning_proppo.__main__")
-MATHEMATICS = tuple(
-    f"lightning_proppo.{name}"
-    for name in (
-        "accuracy",
-        "baselines",
-        "cotangents",
-        "densities",
-        "gaussians",
-        "mixtures",
-        "precision",
-        "quasi",
-        "variances",
-    )
-)
+MATHEMATICS = ("lightning_proppo.mathematics",)
 ENVIRONMENTS_MATHEMATICS = tuple(
     f"proppo_envs.{name}"
     for name in (
@@ -68,20 +55,21 @@ AGENTS_PARTS = tuple(
         "worlds",
     )
 )
-MESSAGES = ("propagators", "tape", "handover", "manager")
+ROLLOUTS = ("propagators", "engine.tape", "engine.handover", "manager")
 # What a layer must not import, but for the sake of types.
 FORBIDDEN = {
-    "lightning_proppo.containers": ("graph", "cuts", *MESSAGES),
-    "lightning_proppo.initializers": MESSAGES,
-    "lightning_proppo.graph": ("cuts", "containers", *MESSAGES),
-    "lightning_proppo.cuts": ("graph", "containers", *MESSAGES),
-    "lightning_proppo.backward_pass": ("containers", *MESSAGES),
-    "lightning_proppo.per_particle": ("containers", "initializers", *MESSAGES),
-    "lightning_proppo.comparison": ("containers", "initializers", *MESSAGES),
-    "lightning_proppo.traversal": MESSAGES,
-    "lightning_proppo.tape": ("propagators", "handover", "manager"),
-    "lightning_proppo.propagators": ("costs", "handover", "manager"),
-    "lightning_proppo.costs": ("propagators", "tape", "handover", "manager"),
+    "lightning_proppo.containers": ("engine", "propagators", "manager"),
+    "lightning_proppo.initializers": ("engine", "propagators", "manager"),
+    "lightning_proppo.engine.cuts": ("engine.graph", "containers", *ROLLOUTS),
+    "lightning_proppo.engine.graph": ("engine.cuts", "containers", *ROLLOUTS),
+    "lightning_proppo.engine.backward_pass": ("containers", *ROLLOUTS),
+    "lightning_proppo.engine.traversal": ROLLOUTS,
+    "lightning_proppo.engine.costs": ROLLOUTS,
+    "lightning_proppo.engine.tape": ("propagators", "engine.handover", "manager"),
+    "lightning_proppo.engine.handover": ("propagators", "manager"),
+    "lightning_proppo.per_particle": ("containers", "initializers", *ROLLOUTS),
+    "lightning_proppo.comparison": ("containers", "initializers", *ROLLOUTS),
+    "lightning_proppo.propagators": ("engine.costs", "engine.handover", "manager"),
 }
 
 

@@ -31,7 +31,7 @@ def _of(file: str, *mutants: tuple[str, str, str, str]) -> tuple[Mutant, ...]:
 
 MUTANTS = (
     *_of(
-        "cotangents.py",
+        "mathematics/cotangents.py",
         (
             "LR's sign",
             "return losses.detach() / particles",
@@ -48,7 +48,7 @@ MUTANTS = (
         ("score of the location: eps s", "(noise / scale.", "(noise * scale.", "closed_forms"),
     ),
     *_of(
-        "baselines.py",
+        "mathematics/baselines.py",
         ("no baseline", "(losses - mean) *", "losses *", "baselines"),
         ("mean of all, not of the others", "(particles / (particles - 1))", "1.0", "baselines"),
         (
@@ -59,7 +59,7 @@ MUTANTS = (
         ),
     ),
     *_of(
-        "variances.py",
+        "mathematics/variances.py",
         ("weights swapped", "return k1, 1.0 - k1", "return 1.0 - k1, k1", "variances"),
         (
             "covariance's sign",
@@ -131,7 +131,7 @@ MUTANTS = (
         ),
     ),
     *_of(
-        "mixtures.py",
+        "mathematics/mixtures.py",
         ("weights over samples", ".softmax(2)", ".softmax(1)", "mixtures"),
         ("location's sign", "first - total * m)", "first + total * m)", "mixtures"),
         ("spread's sign", "second[0] - 2 * m * first", "second[0] + 2 * m * first", "mixtures"),
@@ -153,7 +153,7 @@ MUTANTS = (
         ("log of the scale left out", "precision + s.log())", "precision)", "mixtures"),
     ),
     *_of(
-        "gaussians.py",
+        "mathematics/gaussians.py",
         ("Bessel's correction", "scatter / (x.shape[0] - 1)", "scatter / x.shape[0]", "gaussians"),
         (
             "the statistic's constant",
@@ -175,7 +175,7 @@ MUTANTS = (
         ),
     ),
     *_of(
-        "quasi.py",
+        "mathematics/quasi.py",
         (
             "particles in any order",
             "noise[principal_order(flat)] = sorted_noise",
@@ -191,7 +191,7 @@ MUTANTS = (
         ("uniform for normal", "torch.special.ndtri(", "(", "quasi"),
     ),
     *_of(
-        "backward_pass.py",
+        "engine/backward_pass.py",
         (
             "a cut forgets what it had",
             "gradient if leaf.grad is None else leaf.grad + gradient",
@@ -206,7 +206,7 @@ MUTANTS = (
         ),
     ),
     *_of(
-        "graph.py",
+        "engine/graph.py",
         ("hooks fire in each segment", "    if not hooked:\n", "    if True:\n", "graph handover"),
         (
             "leaves walked once only",
@@ -216,7 +216,7 @@ MUTANTS = (
         ),
     ),
     *_of(
-        "tape.py",
+        "engine/tape.py",
         (
             "messages ahead off by one",
             "sender = len(self.nodes) - 1",
@@ -231,7 +231,7 @@ MUTANTS = (
         ),
     ),
     *_of(
-        "traversal.py",
+        "engine/traversal.py",
         (
             "the last node is left out",
             "range(len(nodes) - 1, -1, -1)",
@@ -259,7 +259,7 @@ MUTANTS = (
         ),
     ),
     *_of(
-        "handover.py",
+        "engine/handover.py",
         ("incoming gradient ignored", "gradient * incoming.to(gradient)", "gradient", "handover"),
         (
             "cuts keep the last pass",
@@ -275,7 +275,7 @@ MUTANTS = (
         ),
     ),
     *_of(
-        "costs.py",
+        "engine/costs.py",
         ("sum for mean", "costs.sum() / costs.shape[0]", "costs.sum()", "manager"),
         (
             "mean over steps",

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_proppo.accuracy import signal_to_noise
 from lightning_proppo.errors import check_choice
+from lightning_proppo.mathematics.accuracy import signal_to_noise
 
 
 class Alarm:

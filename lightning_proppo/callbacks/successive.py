@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_proppo.accuracy import squared_norm, variance_of_successive
+from lightning_proppo.mathematics.accuracy import squared_norm, variance_of_successive
 
 # A second difference takes so many steps.
 STEPS = 3

@@ -10,11 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_proppo.accuracy import (
-    particles_needed,
-    signal_to_noise,
-    squared_signal,
-)
 from lightning_proppo.callbacks.alarms import Alarm
 from lightning_proppo.callbacks.successive import STEPS, SuccessiveGradients
 from lightning_proppo.callbacks.tensorboard import TensorBoardPages, tensorboard_writers
@@ -22,6 +17,11 @@ from lightning_proppo.comparison import COMPARABLE, Comparison, Findings
 from lightning_proppo.errors import add_note, check_choice
 from lightning_proppo.installed_lightning import pl, rank_zero_warn
 from lightning_proppo.manager import PropagationManager
+from lightning_proppo.mathematics.accuracy import (
+    particles_needed,
+    signal_to_noise,
+    squared_signal,
+)
 from lightning_proppo.propagators.comparing import comparable, comparing_propagators
 
 
@@ -47,7 +47,7 @@ class VarianceMonitor(pl.Callback):
     step is recorded in a way that all of them can be had from; other steps run as they always do.
     With any other estimator, or any other LightningModule, only the four of ``gradient/`` are
     logged: their variance is computed from the gradients of three successive optimizer steps
-    (:func:`~lightning_proppo.accuracy.variance_of_successive`).
+    (:func:`~lightning_proppo.mathematics.accuracy.variance_of_successive`).
 
     Args:
         every_n_steps: how many optimizer steps there are from one that is looked at to the next.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from lightning_proppo.graph import hooks_muted
+from lightning_proppo.engine.graph import hooks_muted
 from lightning_proppo.per_particle.contributions import portions
 from lightning_proppo.per_particle.layouts import Layout, particles_first
 

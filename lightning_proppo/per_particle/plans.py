@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from lightning_proppo.graph import AccumulateGrad
+from lightning_proppo.engine.graph import AccumulateGrad
 from lightning_proppo.per_particle.arithmetic import LIGHT, TRANSPARENT
 from lightning_proppo.per_particle.layouts import LEADING, Layout, Shape
 from lightning_proppo.per_particle.registry import (

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from lightning_proppo.graph import AccumulateGrad, vector_jacobian_product
+from lightning_proppo.engine.graph import AccumulateGrad, vector_jacobian_product
+from lightning_proppo.mathematics.variances import not_negative
 from lightning_proppo.per_particle.contributions import (
     Contribution,
     Dense,
@@ -42,7 +43,6 @@ from lightning_proppo.per_particle.plans import (
     read_graph,
 )
 from lightning_proppo.per_particle.registry import RULES, Entry
-from lightning_proppo.variances import not_negative
 
 
 class Answers(NamedTuple):

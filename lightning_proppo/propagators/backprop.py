@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_proppo.backward_pass import active_pass
+from lightning_proppo.engine.backward_pass import active_pass
 from lightning_proppo.propagators.base import Propagator
 
 

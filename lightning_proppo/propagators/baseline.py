@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_proppo.baselines import leave_one_out, mean_baseline, no_baseline
 from lightning_proppo.initializers import ChainInitTemplate, Init, Optional
+from lightning_proppo.mathematics.baselines import leave_one_out, mean_baseline, no_baseline
 from lightning_proppo.propagators.backprop import BackPropagator
 from lightning_proppo.propagators.base import Propagator
 from lightning_proppo.ranks import Ranks, active_ranks
@@ -22,8 +22,8 @@ _OF_LOSSES_ALONE = (mean_baseline, no_baseline)
 class BaselineProp(Propagator):
     """Adds ``'baselined_loss'`` to a message that has ``'local_loss'``.
 
-    With several ranks, :func:`~lightning_proppo.baselines.mean_baseline` is over the particles of
-    all; other functions see a rank's own losses.
+    With several ranks, :func:`~lightning_proppo.mathematics.baselines.mean_baseline` is over the
+    particles of all; other functions see a rank's own losses.
 
     Args:
         baseline_func: a function ``(local_losses [P, 1], node) -> [P, 1]``, or several, applied

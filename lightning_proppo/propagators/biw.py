@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from lightning_proppo.containers import Listed
-from lightning_proppo.cuts import cut
+from lightning_proppo.engine.cuts import cut
 from lightning_proppo.errors import check_choice
-from lightning_proppo.mixtures import share_samples
+from lightning_proppo.mathematics.mixtures import share_samples
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
 from lightning_proppo.propagators.distributions import DistParams, make_distribution

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_proppo.containers import Container
+from lightning_proppo.engine.tape import Tape
 from lightning_proppo.propagators.base import Propagator, SequenceProp, options_for
-from lightning_proppo.tape import Tape
 
 
 class ChainProp(SequenceProp):

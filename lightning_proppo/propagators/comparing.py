@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_proppo.backward_pass import active_pass
-from lightning_proppo.baselines import mean_baseline
 from lightning_proppo.comparison import Comparison
 from lightning_proppo.containers import Listed
-from lightning_proppo.densities import family
-from lightning_proppo.graph import LeafIndex, vector_jacobian_product
+from lightning_proppo.engine.backward_pass import active_pass
+from lightning_proppo.engine.graph import LeafIndex, vector_jacobian_product
+from lightning_proppo.mathematics.baselines import mean_baseline
+from lightning_proppo.mathematics.densities import family
+from lightning_proppo.mathematics.variances import mix
 from lightning_proppo.per_particle import Answers, ParameterUses, find_parameter_uses
 from lightning_proppo.propagators.backprop import BackPropagator
 from lightning_proppo.propagators.base import ComboProp, Propagator
@@ -41,7 +42,6 @@ from lightning_proppo.propagators.weights import (
     shielded_at_node,
     weights_at_node,
 )
-from lightning_proppo.variances import mix
 
 # What a comparison cuts at every sample, and lets collect cotangents, in any case.
 _NOT_OF_TP = ("detach", "requires_grad")

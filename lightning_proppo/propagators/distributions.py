@@ -19,7 +19,7 @@ from torch.distributions import (
     constraints,
 )
 
-from lightning_proppo.densities import family
+from lightning_proppo.mathematics.densities import family
 
 DistParams = Mapping[str, Any] | Sequence[Any] | Callable[[Any], Mapping[str, Any]]
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_proppo.baselines import mean_baseline
 from lightning_proppo.containers import Listed
 from lightning_proppo.initializers import ChainInit, Optional
+from lightning_proppo.mathematics.baselines import mean_baseline
 from lightning_proppo.propagators.backprop import BackPropagator
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import BaselineProp

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from lightning_proppo.containers import Listed
-from lightning_proppo.cuts import cut
+from lightning_proppo.engine.cuts import cut
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
 from lightning_proppo.propagators.distributions import DistParams, make_distribution
@@ -65,7 +65,8 @@ class LRBase(Propagator):
             dist_params: its arguments.
             requires_grad: let the sample collect a cotangent, for propagators built on this one.
             noise: ``"independent"`` or ``"quasi-random"``
-                (:func:`~lightning_proppo.quasi.quasi_random_normal`; for normal samples).
+                (:func:`~lightning_proppo.mathematics.quasi.quasi_random_normal`; for normal
+                samples).
 
         Raises:
             TypeError: if the distribution is not described.

@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from lightning_proppo.densities import flatten_transforms, normal_log_density, with_parameters
 from lightning_proppo.errors import check_choice
-from lightning_proppo.precision import is_narrow, widen
+from lightning_proppo.mathematics.densities import (
+    flatten_transforms,
+    normal_log_density,
+    with_parameters,
+)
+from lightning_proppo.mathematics.precision import is_narrow, widen
+from lightning_proppo.mathematics.quasi import quasi_random_normal
 from lightning_proppo.propagators.sampling import Image, centred_at
-from lightning_proppo.quasi import quasi_random_normal
 
 NOISES = ("independent", "quasi-random")
 
@@ -99,7 +103,7 @@ def draw_normal(dist: Distribution, x: Tensor | None, noise: str = "independent"
         dist: normal with independent coordinates.
         x: [P, ...], or None.
         noise: ``"independent"``, or ``"quasi-random"``
-            (:func:`~lightning_proppo.quasi.quasi_random_normal`).
+            (:func:`~lightning_proppo.mathematics.quasi.quasi_random_normal`).
 
     Raises:
         TypeError: if ``dist`` is of another family.

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_proppo.cotangents import (
+from lightning_proppo.mathematics.cotangents import (
     lr_cotangent,
     normal_loc_cotangent,
     normal_scale_cotangent,
 )
-from lightning_proppo.mixtures import SharedSamples
+from lightning_proppo.mathematics.mixtures import SharedSamples
 from lightning_proppo.propagators.normal import NormalDraw
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_proppo.containers import Listed
-from lightning_proppo.cuts import cut
+from lightning_proppo.engine.cuts import cut
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_proppo.gaussians import sample_gaussian
 from lightning_proppo.initializers import ChainInit
+from lightning_proppo.mathematics.gaussians import sample_gaussian
 from lightning_proppo.pooling import fit_gaussian_over
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import mcgrad_temp

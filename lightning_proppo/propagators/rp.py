@@ -54,7 +54,8 @@ class RPBase(Propagator):
             detach: cut the graph here; False leaves it to PyTorch, its precision too, and makes no
                 node.
             noise: ``"independent"`` or ``"quasi-random"``
-                (:func:`~lightning_proppo.quasi.quasi_random_normal`; for normal samples).
+                (:func:`~lightning_proppo.mathematics.quasi.quasi_random_normal`; for normal
+                samples).
 
         Raises:
             TypeError: if the distribution has no ``rsample``, or is not described.

@@ -14,7 +14,8 @@ from torch.distributions import (
 )
 from torch.distributions.transforms import Transform
 
-from lightning_proppo.densities import (
+from lightning_proppo.engine.graph import vector_jacobian_product
+from lightning_proppo.mathematics.densities import (
     apply,
     family,
     flatten_transforms,
@@ -24,8 +25,7 @@ from lightning_proppo.densities import (
     transformed,
     with_parameters,
 )
-from lightning_proppo.graph import vector_jacobian_product
-from lightning_proppo.precision import widen
+from lightning_proppo.mathematics.precision import widen
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,8 @@ class Draw:
 def draw(dist: Distribution, x: Tensor | None, reparameterized: bool) -> Draw:
     """Draw a sample [P, ...] with its log-density, around ``x`` where it is given.
 
-    Sample and density have 32 bits at least; see :func:`~lightning_proppo.precision.widen`.
+    Sample and density have 32 bits at least; see
+    :func:`~lightning_proppo.mathematics.precision.widen`.
 
     Args:
         dist: any distribution; with ``rsample`` if ``reparameterized``.
@@ -189,7 +190,7 @@ def _check_transforms(base: Distribution) -> None:
 def reparameterized_sample(dist: Distribution, x: Tensor | None) -> Tensor:
     """Draw a sample that carries gradients, [P, ...], around ``x`` where it is given.
 
-    In 32 bits at least; see :func:`~lightning_proppo.precision.widen`.
+    In 32 bits at least; see :func:`~lightning_proppo.mathematics.precision.widen`.
 
     Raises:
         ValueError: if the particles have not each their own noise.

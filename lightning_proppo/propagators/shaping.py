@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_proppo.containers import Listed
-from lightning_proppo.cuts import cut
-from lightning_proppo.gaussians import sample_gaussian, shaped_statistic
+from lightning_proppo.engine.cuts import cut
 from lightning_proppo.initializers import ChainInit, Init, Optional
+from lightning_proppo.mathematics.gaussians import sample_gaussian, shaped_statistic
 from lightning_proppo.pooling import fit_gaussian_over
 from lightning_proppo.propagators.backprop import BackPropagator
 from lightning_proppo.propagators.base import ComboProp, Propagator

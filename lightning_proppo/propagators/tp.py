@@ -10,11 +10,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_proppo.backward_pass import active_pass
 from lightning_proppo.containers import Listed
-from lightning_proppo.cuts import cut, is_cut
+from lightning_proppo.engine.backward_pass import active_pass
+from lightning_proppo.engine.cuts import cut, is_cut
+from lightning_proppo.engine.graph import LeafIndex, vector_jacobian_product
 from lightning_proppo.errors import check_choice
-from lightning_proppo.graph import LeafIndex, vector_jacobian_product
+from lightning_proppo.mathematics.variances import (
+    inverse_variance_weighting,
+    mix,
+    weights_from_variances,
+)
 from lightning_proppo.per_particle import Answers, ParameterUses, find_parameter_uses
 from lightning_proppo.pooling import pooled_products, pooled_variances, pooled_weights
 from lightning_proppo.propagators.base import ComboProp, Propagator
@@ -55,11 +60,6 @@ from lightning_proppo.propagators.weights import (
     weights_at_node,
 )
 from lightning_proppo.ranks import active_ranks
-from lightning_proppo.variances import (
-    inverse_variance_weighting,
-    mix,
-    weights_from_variances,
-)
 
 # Numbers in a sample from which on a product with a matrix costs more than another pull-back does.
 _LARGE = 1 << 14
@@ -140,7 +140,8 @@ class TPBase(Propagator):
                 costs shared too. For normal samples.
             group_size: particles share in groups of at most so many neighbours; None: all.
             noise: ``"independent"`` or ``"quasi-random"``
-                (:func:`~lightning_proppo.quasi.quasi_random_normal`; for normal samples).
+                (:func:`~lightning_proppo.mathematics.quasi.quasi_random_normal`; for normal
+                samples).
 
         Raises:
             TypeError: if the distribution has no ``rsample`` or is not described, or for a wrong

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from lightning_proppo.containers import Listed
-from lightning_proppo.densities import log_density
-from lightning_proppo.graph import vector_jacobian_product
+from lightning_proppo.engine.graph import vector_jacobian_product
+from lightning_proppo.mathematics.densities import log_density
+from lightning_proppo.mathematics.precision import full_precision
+from lightning_proppo.mathematics.variances import mix, scaled
 from lightning_proppo.pooling import pooled_weights
-from lightning_proppo.precision import full_precision
 from lightning_proppo.propagators.halves import HALVES
 from lightning_proppo.propagators.pathways import Pathway
 from lightning_proppo.ranks import active_ranks
-from lightning_proppo.variances import mix, scaled
 
 # On LR and on RP: one each, or one for each coordinate of a sample.
 Weights = tuple[Tensor, Tensor]

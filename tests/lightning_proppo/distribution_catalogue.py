@@ -54,7 +54,7 @@ from torch.distributions import (
     Wishart,
 )
 
-from lightning_proppo.precision import floating_tensors
+from lightning_proppo.mathematics.precision import floating_tensors
 
 F = torch.float64
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lightning_proppo.accuracy import (
+from lightning_proppo.mathematics.accuracy import (
     particles_needed,
     signal_to_noise,
     squared_norm,

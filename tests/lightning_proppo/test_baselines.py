@@ -10,7 +10,7 @@ from torch.distributions import Normal
 
 from lightning_proppo import PropagationManager, expand, mean_baseline, no_baseline
 from lightning_proppo.containers import Container
-from lightning_proppo.cotangents import lr_cotangent
+from lightning_proppo.mathematics.cotangents import lr_cotangent
 from lightning_proppo.propagators import BaselineProp, LossProp, LRProp, TotalProp
 
 losses = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=9)

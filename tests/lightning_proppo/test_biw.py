@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Gamma, Independent, Normal
 
 from lightning_proppo import PropagationManager
-from lightning_proppo.mixtures import share_samples
+from lightning_proppo.mathematics.mixtures import share_samples
 from lightning_proppo.propagators import BIWProp, LRProp, Propagator, TotalProp, TPXProp
 
 A, B, SIGMA, START, GOAL, HORIZON = 0.8, 0.3, 0.5, 1.0, 0.4, 3

@@ -22,8 +22,8 @@ from torch.distributions import (
 )
 from torch.distributions.transforms import Transform
 
-from lightning_proppo.densities import flatten_transforms, log_density, with_parameters
-from lightning_proppo.precision import floating_tensors, widen
+from lightning_proppo.mathematics.densities import flatten_transforms, log_density, with_parameters
+from lightning_proppo.mathematics.precision import floating_tensors, widen
 
 from .distribution_catalogue import CATALOGUE, P, made
 

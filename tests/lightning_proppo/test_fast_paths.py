@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from lightning_proppo import PropagationManager
+from lightning_proppo.mathematics.variances import inverse_variance_weighting
 from lightning_proppo.per_particle import find_parameter_uses
 from lightning_proppo.propagators import (
     BackPropagator,
@@ -25,7 +26,6 @@ from lightning_proppo.propagators import (
     TPBase,
     tp,
 )
-from lightning_proppo.variances import inverse_variance_weighting
 
 F = torch.float64
 HORIZON, PARTICLES = 4, 7

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.distributions import Normal
 
 from lightning_proppo import PropagationManager, expand, mean_baseline, no_baseline
-from lightning_proppo.gaussians import (
+from lightning_proppo.mathematics.gaussians import (
     cholesky,
     combine_gaussians,
     fit_gaussian,
@@ -18,7 +18,7 @@ from lightning_proppo.gaussians import (
     sample_gaussian,
     shaped_statistic,
 )
-from lightning_proppo.precision import full_precision
+from lightning_proppo.mathematics.precision import full_precision
 from lightning_proppo.propagators import GSLoss, LRProp, TotalProp
 
 P, D = 9, 3

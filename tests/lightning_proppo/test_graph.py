@@ -11,11 +11,16 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.distributions import Normal
 
-import lightning_proppo.graph as graph
+import lightning_proppo.engine.graph as graph
 from lightning_proppo import PropagationError, PropagationManager
-from lightning_proppo.backward_pass import BackwardPass, activate, active_pass
-from lightning_proppo.cuts import cut, is_cut, mark_cut, tape_of
-from lightning_proppo.graph import LeafIndex, find_leaves, hooks_muted, vector_jacobian_product
+from lightning_proppo.engine.backward_pass import BackwardPass, activate, active_pass
+from lightning_proppo.engine.cuts import cut, is_cut, mark_cut, tape_of
+from lightning_proppo.engine.graph import (
+    LeafIndex,
+    find_leaves,
+    hooks_muted,
+    vector_jacobian_product,
+)
 from lightning_proppo.propagators import ChainProp, PauseProp, RPProp
 from lightning_proppo.propagators.backprop import back_propagate
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from lightning_proppo.mixtures import neighbours, principal_order, share_samples
+from lightning_proppo.mathematics.mixtures import neighbours, principal_order, share_samples
 
 from ..largest_tensor import LargestTensor
 

@@ -13,13 +13,13 @@ from torch.distributions import Gamma, Normal
 
 from lightning_proppo import PropagationManager, expand
 from lightning_proppo.comparison import Comparison
+from lightning_proppo.mathematics.variances import mix, not_negative, scaled, weights_from_variances
 from lightning_proppo.per_particle import per_particle_variance
 from lightning_proppo.pooling import pooled_variances
 from lightning_proppo.propagators import TotalProp, tp
 from lightning_proppo.propagators.comparing import comparing_propagators
 from lightning_proppo.propagators.tp import WEIGHTINGS
 from lightning_proppo.ranks import ALONE
-from lightning_proppo.variances import mix, not_negative, scaled, weights_from_variances
 from proppo_envs import ChaoticRNN
 
 F = torch.float64

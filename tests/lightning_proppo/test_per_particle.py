@@ -12,7 +12,7 @@ from torch.distributions import Independent, Normal
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
-from lightning_proppo.graph import vector_jacobian_product
+from lightning_proppo.engine.graph import vector_jacobian_product
 from lightning_proppo.per_particle import (
     Answers,
     contributions,

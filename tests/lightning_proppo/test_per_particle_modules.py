@@ -14,7 +14,7 @@ from torch.distributions import MultivariateNormal, Normal
 from torch.func import functional_call, grad, vmap
 
 from lightning_proppo import PropagationManager, expand
-from lightning_proppo.graph import vector_jacobian_product
+from lightning_proppo.engine.graph import vector_jacobian_product
 from lightning_proppo.per_particle import (
     Answers,
     contributions,

@@ -15,7 +15,7 @@ from torch.distributions import Normal
 
 import lightning_proppo
 from lightning_proppo import PropagationManager, per_particle_rule
-from lightning_proppo.graph import vector_jacobian_product
+from lightning_proppo.engine.graph import vector_jacobian_product
 from lightning_proppo.per_particle import (
     EmbeddingRows,
     OuterProducts,

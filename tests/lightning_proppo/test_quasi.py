@@ -7,8 +7,8 @@ import torch
 from torch.distributions import Normal
 
 from lightning_proppo import PropagationManager
+from lightning_proppo.mathematics.quasi import quasi_random_normal
 from lightning_proppo.propagators.normal import draw_normal
-from lightning_proppo.quasi import quasi_random_normal
 
 
 def test_each_particle_has_normal_noise() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from lightning_proppo.graph import vector_jacobian_product
+from lightning_proppo.engine.graph import vector_jacobian_product
 from lightning_proppo.per_particle import Answers, find_parameter_uses
 from lightning_proppo.per_particle import rollouts as module_of_rollouts
 from lightning_proppo.per_particle import sketches as module_of_sketches

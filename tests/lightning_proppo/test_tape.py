@@ -6,6 +6,7 @@ import pytest
 
 from lightning_proppo import PropagationError, PropagationManager
 from lightning_proppo.containers import Container, Message, Node
+from lightning_proppo.engine.tape import Tape
 from lightning_proppo.propagators import (
     BackPropagator,
     ChainProp,
@@ -14,7 +15,6 @@ from lightning_proppo.propagators import (
     SkipProp,
     SumBase,
 )
-from lightning_proppo.tape import Tape
 
 
 class Recorder(Propagator):

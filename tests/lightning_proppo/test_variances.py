@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_proppo.variances import (
+from lightning_proppo.mathematics.variances import (
     inverse_variance_weighting,
     mix,
     scaled,

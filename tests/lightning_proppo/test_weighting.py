@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from torch.distributions import Gamma, Independent, MultivariateNormal, Normal
 
 from lightning_proppo import PropagationManager, expand
+from lightning_proppo.mathematics.variances import (
+    inverse_variance_weighting,
+    weights_from_variances,
+)
 from lightning_proppo.propagators import TotalProp, TPXProp
-from lightning_proppo.variances import inverse_variance_weighting, weights_from_variances
 
 MU, SIGMA = 0.7, 0.6
 F = torch.float64

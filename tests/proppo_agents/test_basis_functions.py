@@ -11,7 +11,7 @@ from torch.distributions import Normal
 
 import lightning_proppo
 from lightning_proppo import PropagationManager
-from lightning_proppo.graph import vector_jacobian_product
+from lightning_proppo.engine.graph import vector_jacobian_product
 from lightning_proppo.per_particle import find_parameter_uses
 from proppo_agents.basis_functions import radial_basis
 from proppo_agents.encodings import encode_angles

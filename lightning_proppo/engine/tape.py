@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from lightning_proppo.containers import MARKS, Container, Content, Message, Node
-from lightning_proppo.cuts import is_cut, mark_cut, tape_of
-from lightning_proppo.graph import LeafIndex
-from lightning_proppo.precision import floating_tensors
+from lightning_proppo.engine.cuts import is_cut, mark_cut, tape_of
+from lightning_proppo.engine.graph import LeafIndex
+from lightning_proppo.engine.traversal import Traversal, check_targets
+from lightning_proppo.mathematics.precision import floating_tensors
 from lightning_proppo.ranks import ALONE
-from lightning_proppo.traversal import Traversal, check_targets
 
 if TYPE_CHECKING:
     from lightning_proppo.propagators.base import Propagator

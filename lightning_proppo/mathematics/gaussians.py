@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_proppo.precision import full_precision
+from lightning_proppo.mathematics.precision import full_precision
 
 _JITTERS = (0.0, 1e-8, 1e-6, 1e-4)
 

@@ -17,7 +17,7 @@ from torch.distributions import (
 )
 from torch.distributions.transforms import ComposeTransform, Transform
 
-from lightning_proppo.precision import floating_tensors
+from lightning_proppo.mathematics.precision import floating_tensors
 
 _LOG_SQRT_2_PI = 0.5 * math.log(2 * math.pi)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from lightning_proppo.mixtures import principal_order
+from lightning_proppo.mathematics.mixtures import principal_order
 
 
 @torch.no_grad()

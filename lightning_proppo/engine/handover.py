@@ -9,13 +9,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_proppo.backward_pass import BackwardPass, activate
 from lightning_proppo.containers import Message
-from lightning_proppo.cuts import tape_of
+from lightning_proppo.engine.backward_pass import BackwardPass, activate
+from lightning_proppo.engine.cuts import tape_of
+from lightning_proppo.engine.tape import Tape
 from lightning_proppo.errors import PropagationError, add_note
-from lightning_proppo.precision import full_precision
+from lightning_proppo.mathematics.precision import full_precision
 from lightning_proppo.ranks import activate_ranks
-from lightning_proppo.tape import Tape
 
 Report: TypeAlias = Callable[[dict[str, list[Tensor]], bool], None]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_proppo.containers import Node
+from lightning_proppo.mathematics.precision import is_narrow
 from lightning_proppo.pooling import check_same, gather_in_step
-from lightning_proppo.precision import is_narrow
 from lightning_proppo.ranks import ALONE, Ranks
 
 

@@ -8,8 +8,8 @@ from contextvars import ContextVar
 
 from torch import Tensor
 
-from lightning_proppo.cuts import is_cut
-from lightning_proppo.graph import LeafIndex, vector_jacobian_product
+from lightning_proppo.engine.cuts import is_cut
+from lightning_proppo.engine.graph import LeafIndex, vector_jacobian_product
 
 
 class BackwardPass:

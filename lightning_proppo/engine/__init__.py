@@ -1,0 +1,1 @@
+"""From PyTorch's graph to the loss: cuts, segments, tapes, and the hand-over."""

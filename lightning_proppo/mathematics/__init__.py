@@ -1,0 +1,1 @@
+"""Functions of tensors, distributions and numbers: no nodes, no messages, no framework."""
