@@ -183,6 +183,11 @@ def test_two_callbacks_give_two_managers(pl: ModuleType) -> None:
     assert module.manager is not module.other
 
 
+def test_two_callbacks_of_one_attribute_are_refused(pl: ModuleType) -> None:
+    with pytest.raises(ValueError, match=r"two PropagationCallbacks set the module's.*'manager'"):
+        fit(pl, make_module(pl), PropagationCallback("LR"), PropagationCallback("RP"))
+
+
 # -- misuse at construction ----------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+import lightning_proppo
 from lightning_proppo.cli import CommandError, Evaluation, commands, load_module, main
 
 from ..launching import launch_successfully
@@ -232,7 +233,7 @@ def test_a_checkpoint_runs_no_code(folder: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("module_class", "expected"),
     [
-        (None, "no key 'module_class'"),
+        (None, "no key 'module_class'. Let the module's on_save_checkpoint put its class there"),
         ("my_agents.Absent", "cannot be imported"),
         ("no_such_package.Agent", "cannot be imported"),
         ("my_agents.<locals>.Agent", "cannot be imported"),
@@ -300,7 +301,34 @@ def test_the_help_mentions_evaluate(capsys: pytest.CaptureFixture[str]) -> None:
     assert "fit" in told
 
 
+def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lightning-proppo {lightning_proppo.__version__}\n"
+
+
 # fit
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (None, "Give a configuration, fit --config FILE, or a class, --model CLASS."),
+        (("max_epochs", "max_epoch"), "Did you mean 'trainer.max_epochs'?"),
+        (("trainer", "trainr"), "Did you mean 'trainer'?"),
+    ],
+)
+def test_fit_says_what_is_missing_or_misspelt_in_a_configuration(
+    wrong: tuple[str, str] | None, told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["fit"]
+    if wrong is not None:
+        path = write_config(folder / "a.yaml")
+        path.write_text(path.read_text().replace(*wrong))
+        arguments += ["--config", str(path)]
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.rstrip().endswith(told)
 
 
 def test_fit_learns_says_where_things_are_and_evaluate_takes_its_checkpoint(
