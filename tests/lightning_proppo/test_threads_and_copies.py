@@ -263,7 +263,9 @@ def make_module(pl: ModuleType, workers: int = 0, simulating: bool = False, **ho
 
         def train_dataloader(self) -> DataLoader[Tensor]:
             data = Starts(self if simulating else None)
-            return DataLoader(data, batch_size=P, num_workers=workers)
+            # Other ways to start them, Python 3.14's usual one too, cannot pickle this class.
+            how = "fork" if workers else None
+            return DataLoader(data, P, num_workers=workers, multiprocessing_context=how)
 
         def val_dataloader(self) -> DataLoader[Tensor]:
             return DataLoader(Starts(), batch_size=P)
