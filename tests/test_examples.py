@@ -16,18 +16,11 @@ from lightning_proppo import PropagationManager
 from lightning_proppo.installed_lightning import pl
 from proppo_agents import PILCO
 
+from .quiet import QUIET
 from .scripts import load_script
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "accelerator": "cpu",
-}
-
 # The second is explained step by step in docs/writing-a-propagator.md.
 LENGTHS = {"own_environment": 40, "regressed_lr": 180}
 

@@ -14,6 +14,7 @@ from lightning_proppo import PropagationCallback, PropagationManager
 from lightning_proppo.installed_lightning import pl
 from proppo_envs import ChaoticRNN
 
+from ..quiet import QUIET
 from ..scripts import load_script
 
 # f(x) = x², summed over coordinates, at x ~ N(MU, SIGMA²): A + B ε + C ε² in each of them.
@@ -108,16 +109,10 @@ def test_it_takes_the_callbacks_place_for_an_estimator() -> None:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     module = Network()
-    trainer = pl.Trainer(
-        max_steps=2,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[PropagationCallback(example.RegressedLRProp())],
+    callbacks = [PropagationCallback(example.RegressedLRProp())]
+    pl.Trainer(**QUIET, max_steps=2, callbacks=callbacks).fit(
+        module, torch.utils.data.DataLoader(torch.zeros(2, 1))
     )
-    trainer.fit(module, torch.utils.data.DataLoader(torch.zeros(2, 1)))
     assert module.beta.item() != 2.0
 
 

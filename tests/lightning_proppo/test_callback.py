@@ -21,6 +21,7 @@ from lightning_proppo import PropagationCallback, PropagationError, PropagationM
 from lightning_proppo.propagators import LRProp, TotalProp
 
 from ..given_noise import Given
+from ..quiet import QUIET
 
 PARTICLES = 16
 Step = Callable[[Any, int], Any]
@@ -76,19 +77,7 @@ def make_module(pl: ModuleType, step: Step = good_step, batches: int = 2, **hook
 
 
 def make_trainer(pl: ModuleType, *callbacks: Any, **options: Any) -> Any:
-    options = {
-        "max_epochs": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        **options,
-    }
-    return pl.Trainer(
-        accelerator="cpu",
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-        **options,
-    )
+    return pl.Trainer(callbacks=list(callbacks), **{**QUIET, "max_epochs": 1, **options})
 
 
 def fit(pl: ModuleType, module: Any, *callbacks: Any, **options: Any) -> Any:

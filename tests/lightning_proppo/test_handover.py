@@ -21,6 +21,8 @@ from lightning_proppo import PropagationCallback, PropagationError, PropagationM
 from lightning_proppo.installed_lightning import pl
 from lightning_proppo.propagators import LRProp, Propagator, RPProp, TotalProp
 
+from ..quiet import QUIET
+
 NAMES = ["RP", "LR", "TP", "GR", "GS"]
 PARTICLES, HORIZON, SEED = 32, 5, 7
 ROUNDING = 1e-10
@@ -92,12 +94,8 @@ def assert_same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
 
 def quiet_trainer(name: str, **options: Any) -> pl.Trainer:
     return pl.Trainer(
-        accelerator="cpu",
+        **QUIET,
         max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         callbacks=[PropagationCallback(name)],
         **options,
     )

@@ -218,13 +218,12 @@ def test_sketches_are_right_on_average(name: str, monkeypatch: pytest.MonkeyPatc
     made = segments(module)
     rows, steps = by_hand(module, made)
     repetitions = [gather(module, made, copies=8, seed=seed) for seed in range(30)]
-    for place, expected in enumerate(rows):
+    for place, each in enumerate(rows):
+        expected = float(summed_squares(each))
         found = torch.stack([gradients.squares()[place] for gradients in repetitions])
         error = float(found.std()) / len(found) ** 0.5
         # Four standard errors: one in 15,000 by chance.
-        assert abs(
-            float(found.mean()) - float(summed_squares(expected))
-        ) < 4 * error + 1e-9 * float(summed_squares(expected))
+        assert abs(float(found.mean()) - expected) < 4 * error + 1e-9 * expected
     by_sample = repetitions[0].variances_by_sample()["first"]
     for found, expected in zip(by_sample, steps, strict=True):
         assert float(found) == pytest.approx(float(summed_squares(expected)), rel=1e-9)

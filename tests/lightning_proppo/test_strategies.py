@@ -17,6 +17,7 @@ from torch.distributions import Normal
 from lightning_proppo import PropagationCallback, PropagationManager
 
 from ..launching import launch_together
+from ..quiet import QUIET
 
 # What it shards with waits for events of streams, which PyTorch 2.6 does not have there.
 can_shard = pytest.mark.skipif(
@@ -334,17 +335,9 @@ def roll(manager: PropagationManager, policy: nn.Module, model: nn.Module) -> Te
 
 
 def train(pl: Any, module: Any, accelerator: str = "cpu", **options: Any) -> None:
-    pl.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[PropagationCallback("TP")],
-        **options,
-    ).fit(module)
+    options = {**QUIET, "accelerator": accelerator, **options}
+    callbacks = [PropagationCallback("TP")]
+    pl.Trainer(devices=1, max_epochs=1, callbacks=callbacks, **options).fit(module)
 
 
 @can_shard

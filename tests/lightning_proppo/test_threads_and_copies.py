@@ -26,6 +26,7 @@ from lightning_proppo import PropagationCallback, PropagationManager
 from lightning_proppo.propagators import LRProp, TotalProp, estimator_names
 
 from ..given_noise import Given
+from ..quiet import QUIET
 
 P, HORIZON = 16, 4
 NAMES = estimator_names()
@@ -280,11 +281,7 @@ def make_module(pl: ModuleType, workers: int = 0, simulating: bool = False, **ho
 
 def make_trainer(pl: ModuleType, *callbacks: Any, **options: Any) -> Any:
     return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
         num_sanity_val_steps=0,
         callbacks=list(callbacks),
         **{"max_epochs": 2, "limit_val_batches": 0, **options},

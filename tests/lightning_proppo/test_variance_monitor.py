@@ -25,6 +25,7 @@ from lightning_proppo.callbacks.pictures import Column, draw_columns
 from lightning_proppo.propagators import PauseProp
 
 from ..errors import all_that_it_says
+from ..quiet import QUIET
 
 PARTICLES = 16
 COMPARABLE = ("RP", "LR", "TP")
@@ -83,17 +84,8 @@ def fit(
     seed: int = 1,
     **options: Any,
 ) -> Any:
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=logger,
-        callbacks=list(callbacks),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        **options,
-    )
+    options = {**QUIET, "logger": logger, "max_epochs": epochs, **options}
+    trainer = pl.Trainer(callbacks=list(callbacks), log_every_n_steps=1, **options)
     torch.manual_seed(seed)
     trainer.fit(module)
     return trainer
