@@ -31,7 +31,7 @@ except ModuleNotFoundError:
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("lightning_proppo", "envs", "agents", "tests", "configs", "pyproject.toml")
 PATHS = (".", "envs", "agents")
-FAILED = re.compile(r"^(?:FAILED|ERROR) (?:tests/lightning_proppo/)?(\S+)", re.MULTILINE)
+FAILED = re.compile(r"^(?:FAILED|ERROR) (?:tests/lightning_proppo/)?(?:\w+/)?(\S+)", re.MULTILINE)
 ELSEWHERE = 99  # exit status where another lightning_proppo would be imported
 
 
@@ -50,7 +50,7 @@ class Run:
     """Test files that run in a copy, as far as the first failure.
 
     Args:
-        tests: files in ``tests/lightning_proppo``, without ``test_`` and ``.py``.
+        tests: files below ``tests/lightning_proppo``, without ``test_`` and ``.py``.
         copy: the folder.
         limit: seconds until it is ended.
 
@@ -116,7 +116,8 @@ class Run:
             sys.stdout.write(f"lightning_proppo would be imported from elsewhere: {found}\n")
             sys.stdout.flush()
             os._exit(ELSEWHERE)
-        files = [f"tests/lightning_proppo/test_{name}.py" for name in self.tests]
+        tests = Path("tests", "lightning_proppo")
+        files = [str(path) for name in self.tests for path in tests.rglob(f"test_{name}.py")]
         # What is over ranks is slow, and there are no other tests of it.
         marks = [] if "ranks" in self.tests else ["-m", "not slow"]
         options = ["-x", "-q", "-rfE", "--no-header", "--tb=no", "-p", "no:cacheprovider"]

@@ -14,7 +14,7 @@ class Mutant:
         file: the source file, in ``lightning_proppo``.
         old: text that occurs in it once.
         new: what takes its place.
-        tests: files in ``tests/lightning_proppo``, without ``test_`` and ``.py``.
+        tests: files below ``tests/lightning_proppo``, without ``test_`` and ``.py``.
     """
 
     name: str

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader
 from lightning_proppo import PropagationCallback, PropagationError, PropagationManager
 from lightning_proppo.propagators import LRProp, TotalProp
 
-from ..given_noise import Given
-from ..quiet import QUIET
+from ...given_noise import Given
+from ...quiet import QUIET
 
 PARTICLES = 16
 Step = Callable[[Any, int], Any]

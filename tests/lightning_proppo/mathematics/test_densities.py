@@ -25,7 +25,7 @@ from torch.distributions.transforms import Transform
 from lightning_proppo.mathematics.densities import flatten_transforms, log_density, with_parameters
 from lightning_proppo.mathematics.precision import floating_tensors, widen
 
-from .distribution_catalogue import CATALOGUE, P, made
+from ..distribution_catalogue import CATALOGUE, P, made
 
 BF16 = torch.bfloat16
 

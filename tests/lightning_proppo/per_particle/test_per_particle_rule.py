@@ -26,7 +26,7 @@ from lightning_proppo.per_particle import (
     registry,
 )
 
-from ..largest_tensor import LargestTensor
+from ...largest_tensor import LargestTensor
 from .one_by_one import gradients_one_by_one, summed_squares
 
 P = 6

@@ -21,7 +21,7 @@ from lightning_proppo import PropagationCallback, PropagationError, PropagationM
 from lightning_proppo.installed_lightning import pl
 from lightning_proppo.propagators import LRProp, Propagator, RPProp, TotalProp
 
-from ..quiet import QUIET
+from ...quiet import QUIET
 
 NAMES = ["RP", "LR", "TP", "GR", "GS"]
 PARTICLES, HORIZON, SEED = 32, 5, 7

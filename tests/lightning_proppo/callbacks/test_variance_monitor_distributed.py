@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ..launching import launch_successfully
+from ...launching import launch_successfully
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from torch.distributions import Normal
 
 from lightning_proppo.mathematics.mixtures import neighbours, principal_order, share_samples
 
-from ..largest_tensor import LargestTensor
+from ...largest_tensor import LargestTensor
 
 P, D = 7, 3
 

@@ -16,8 +16,8 @@ from torch.distributions import Normal
 
 from lightning_proppo import PropagationCallback, PropagationManager
 
-from ..launching import launch_together
-from ..quiet import QUIET
+from ...launching import launch_together
+from ...quiet import QUIET
 
 # What it shards with waits for events of streams, which PyTorch 2.6 does not have there.
 can_shard = pytest.mark.skipif(

@@ -17,7 +17,7 @@ from torch.distributions import (
 from lightning_proppo import PropagationManager
 from lightning_proppo.propagators import RPProp
 
-from .distribution_catalogue import (
+from ..distribution_catalogue import (
     CATALOGUE,
     NO_RSAMPLE,
     F,
@@ -27,13 +27,13 @@ from .distribution_catalogue import (
     parameters_in,
     some_cost,
 )
-from .exact_expectations import (
+from ..exact_expectations import (
     MANY,
     Case,
     Sampler,
     particle_estimates,
 )
-from .exact_moments import assert_mean
+from ..exact_moments import assert_mean
 
 # -- over the catalogue ----------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import torch
 from lightning_proppo.callbacks.noise import NoiseStream
 from lightning_proppo.generators import packed, seeded
 
-from ..launching import launch_successfully, run_on_ranks
+from ...launching import launch_successfully, run_on_ranks
 
 CPU = torch.device("cpu")
 

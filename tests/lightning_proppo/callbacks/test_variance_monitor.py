@@ -24,8 +24,8 @@ from lightning_proppo.callbacks.alarms import Alarm
 from lightning_proppo.callbacks.pictures import Column, draw_columns
 from lightning_proppo.propagators import PauseProp
 
-from ..errors import all_that_it_says
-from ..quiet import QUIET
+from ...errors import all_that_it_says
+from ...quiet import QUIET
 
 PARTICLES = 16
 COMPARABLE = ("RP", "LR", "TP")

@@ -18,8 +18,8 @@ import torch.distributed
 from lightning_proppo.callbacks import leaving
 from lightning_proppo.callbacks.leaving import leave_at_exit, leave_on_failure
 
-from ..errors import all_that_it_says
-from ..launching import LIMIT, Ended, launch_together
+from ...errors import all_that_it_says
+from ...launching import LIMIT, Ended, launch_together
 
 # A rank fails in its third batch, while the other is about to wait for it in a reduction.
 SCRIPT = """

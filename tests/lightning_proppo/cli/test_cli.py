@@ -18,7 +18,7 @@ import yaml
 import lightning_proppo
 from lightning_proppo.cli import CommandError, Evaluation, commands, load_module, main
 
-from ..launching import launch_successfully
+from ...launching import launch_successfully
 
 # In a file of its own, as a user's would be: it is found by its dotted path.
 MODULE = '''
