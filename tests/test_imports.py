@@ -44,6 +44,7 @@ ENVIRONMENTS_MATHEMATICS = tuple(
     for name in (
         "cart_double_pole_physics",
         "cartpole_physics",
+        "checks",
         "costs",
         "integration",
         "measurement",
