@@ -37,7 +37,7 @@ from benchmarks.stages import Stages
 from benchmarks.timing import times
 from lightning_proppo import PropagationManager
 from proppo_agents import PILCO, GPDynamics, RBFPolicy
-from proppo_agents.episodes import Episode
+from proppo_agents.experience.episodes import Episode
 
 ESTIMATORS = ("RP", "LR", "TP")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

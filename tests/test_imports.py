@@ -54,11 +54,13 @@ ENVIRONMENTS_MATHEMATICS = tuple(
 AGENTS_PARTS = tuple(
     f"proppo_agents.{name}"
     for name in (
+        "arguments",
         "costs",
-        "data",
         "dynamics",
         "encodings",
-        "episodes",
+        "experience.episodes",
+        "experience.files",
+        "experience.trials",
         "export",
         "initial_state",
         "parts",

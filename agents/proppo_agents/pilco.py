@@ -18,13 +18,13 @@ from lightning_proppo import PropagationManager
 from lightning_proppo.callbacks.noise import NoiseStream
 from lightning_proppo.generators import isolated
 from lightning_proppo.installed_lightning import pl, rank_zero_info
+from proppo_agents.arguments import check_count, check_rate
 from proppo_agents.callbacks.base import tell_callbacks
 from proppo_agents.costs import Cost, EnvironmentCost, LearnedReward
-from proppo_agents.data import check_count, check_rate
 from proppo_agents.dynamics import DynamicsModel, GPDynamics
-from proppo_agents.episode_files import EpisodeFolder
-from proppo_agents.episodes import Episode, collect_episode
-from proppo_agents.experience import (
+from proppo_agents.experience.episodes import Episode, collect_episode
+from proppo_agents.experience.files import EpisodeFolder
+from proppo_agents.experience.keeping import (
     collect_and_keep,
     earlier_episodes,
     keep_all,
@@ -33,13 +33,7 @@ from proppo_agents.experience import (
     seeds_of,
     trial_of,
 )
-from proppo_agents.export import export_policy
-from proppo_agents.initial_state import InitialState
-from proppo_agents.parts import Part, make_part
-from proppo_agents.plots import plot_trials
-from proppo_agents.policies import Policy, RBFPolicy
-from proppo_agents.ranks import empty_batches, made_by_first, mean_over_ranks, own_noise, share_of
-from proppo_agents.resuming import (
+from proppo_agents.experience.resuming import (
     LeftOver,
     digest_of_policy,
     generators_of,
@@ -47,8 +41,14 @@ from proppo_agents.resuming import (
     set_generators,
     stacked,
 )
+from proppo_agents.experience.trials import Trial
+from proppo_agents.export import export_policy
+from proppo_agents.initial_state import InitialState
+from proppo_agents.parts import Part, make_part
+from proppo_agents.policies import Policy, RBFPolicy
+from proppo_agents.ranks import empty_batches, made_by_first, mean_over_ranks, own_noise, share_of
 from proppo_agents.rollouts import roll_out
-from proppo_agents.trials import Trial
+from proppo_agents.watching.learning_curve import plot_trials
 from proppo_agents.worlds import UnendingError, World, make_world
 
 _LAST = 10  # steps whose mean predicted return is that of a trial

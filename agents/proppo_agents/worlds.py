@@ -12,7 +12,7 @@ import torch
 from gymnasium.wrappers import FlattenObservation, RescaleAction, TimeLimit
 from torch import Tensor
 
-from proppo_agents.data import check_count
+from proppo_agents.arguments import check_count
 from proppo_agents.encodings import check_angles
 from proppo_agents.parts import Spaces
 from proppo_envs import Task, find_task, task_ids

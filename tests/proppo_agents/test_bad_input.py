@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from proppo_agents import PILCO, GPDynamics, MLPPolicy, RBFPolicy
-from proppo_agents.episodes import Episode, collect_episode
+from proppo_agents.experience.episodes import Episode, collect_episode
 from proppo_agents.parts import Spaces
 from proppo_agents.regression import Ensemble, ExactGP, SparseGP
 from proppo_agents.worlds import make_world

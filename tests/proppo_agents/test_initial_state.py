@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from proppo_agents.episodes import Episode
+from proppo_agents.experience.episodes import Episode
 from proppo_agents.initial_state import InitialState
 from proppo_agents.parts import Spaces, make_part
 

@@ -15,7 +15,7 @@ from lightning_proppo import PropagationCallback
 from lightning_proppo.cli import load_module
 from lightning_proppo.installed_lightning import pl
 from proppo_agents import PILCO, GPDynamics, LearnedReward, LinearPolicy, QuadraticCost
-from proppo_agents.episodes import collect_episode
+from proppo_agents.experience.episodes import collect_episode
 from proppo_agents.worlds import World, make_world
 
 NAME = "ProppoTestMass-v0"

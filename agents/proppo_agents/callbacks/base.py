@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_proppo.installed_lightning import pl
-from proppo_agents.episodes import Episode, Policy
+from proppo_agents.experience.episodes import Episode, Policy
 
 
 class EpisodeCallback(pl.Callback):

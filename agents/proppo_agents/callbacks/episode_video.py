@@ -8,8 +8,8 @@ import gymnasium
 
 from lightning_proppo.callbacks.tensorboard import tensorboard_writers
 from lightning_proppo.installed_lightning import pl
-from proppo_agents.experience import run_folder
-from proppo_agents.films import Film, FilmError, can_write, film_episode, rendered
+from proppo_agents.experience.keeping import run_folder
+from proppo_agents.watching.films import Film, FilmError, can_write, film_episode, rendered
 
 
 class EpisodeVideo(pl.Callback):

@@ -11,11 +11,11 @@ from torch.distributions import Normal
 from lightning_proppo.callbacks.tensorboard import tensorboard_writers
 from proppo_agents.callbacks.base import EpisodeCallback
 from proppo_agents.encodings import onto_circles
-from proppo_agents.episodes import Episode, Policy
-from proppo_agents.experience import run_folder
+from proppo_agents.experience.episodes import Episode, Policy
+from proppo_agents.experience.keeping import run_folder
 from proppo_agents.figures.style import save
-from proppo_agents.prediction_plot import draw_prediction
-from proppo_agents.predictions import Prediction, predict_episode
+from proppo_agents.watching.prediction_plot import draw_prediction
+from proppo_agents.watching.predictions import Prediction, predict_episode
 
 
 class PredictionFigure(EpisodeCallback):

@@ -16,8 +16,8 @@ from proppo_agents.commands.sources import (
     of_environment,
     positive,
 )
-from proppo_agents.episode_files import EpisodeFolder
-from proppo_agents.experience import collect_and_keep
+from proppo_agents.experience.files import EpisodeFolder
+from proppo_agents.experience.keeping import collect_and_keep
 
 
 def main(args: Sequence[str]) -> int:

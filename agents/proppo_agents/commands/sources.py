@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser
 from lightning_proppo.cli import CommandError, load_module
 from lightning_proppo.cli.program import first_line
 from lightning_proppo.installed_lightning import pl
-from proppo_agents.episodes import Policy
+from proppo_agents.experience.episodes import Policy
 from proppo_agents.worlds import make_world
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from proppo_agents.arguments import check_each
 from proppo_agents.costs.base import Cost
-from proppo_agents.data import check_each
 from proppo_agents.worlds import World
 
 

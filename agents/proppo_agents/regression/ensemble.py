@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_proppo.errors import check_choice
-from proppo_agents.data import check_count, check_fit, standardize
+from proppo_agents.arguments import check_count, check_fit
 from proppo_agents.regression.base import Regressor
+from proppo_agents.regression.data import standardize
 from proppo_agents.regression.member_prediction import Members, predict_all, predict_own
 
 TRAJECTORIES = ("TS-inf", "TS-1")

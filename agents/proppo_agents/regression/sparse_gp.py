@@ -11,16 +11,17 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from proppo_agents.data import check_count, check_fit, standardize
-from proppo_agents.factorization import cholesky, jitter_of_gpytorch
-from proppo_agents.gaussian_process import (
+from proppo_agents.arguments import check_count, check_fit
+from proppo_agents.regression.base import Regressor
+from proppo_agents.regression.data import standardize
+from proppo_agents.regression.factorization import cholesky, jitter_of_gpytorch
+from proppo_agents.regression.gaussian_process import (
     GPPosterior,
     Hyperparameters,
     covariance,
     fit_hyperparameters,
     scattered,
 )
-from proppo_agents.regression.base import Regressor
 
 # Data for the exact process that the hyperparameters start from.
 _FIRST = 200

@@ -18,8 +18,8 @@ from lightning_proppo.cli.installed import LightningCLI
 from lightning_proppo.installed_lightning import pl
 from proppo_agents import PILCO, EpisodeVideo, PredictionFigure
 from proppo_agents.callbacks.base import EpisodeCallback
-from proppo_agents.episodes import Episode, Policy
-from proppo_agents.films import FilmError
+from proppo_agents.experience.episodes import Episode, Policy
+from proppo_agents.watching.films import FilmError
 
 SMALL: dict[str, Any] = {
     "particles": 8,

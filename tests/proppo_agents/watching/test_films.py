@@ -14,9 +14,9 @@ import torch
 from gymnasium.wrappers import RescaleAction
 from PIL import Image
 
-from proppo_agents import films
-from proppo_agents.episodes import Episode, collect_episode
-from proppo_agents.films import Film, FilmError, can_write, film_episode, rendered
+from proppo_agents.experience.episodes import Episode, collect_episode
+from proppo_agents.watching import films
+from proppo_agents.watching.films import Film, FilmError, can_write, film_episode, rendered
 
 NAME = "proppo_envs:CartPoleSwingUp-v0"
 has_moviepy = importlib.util.find_spec("moviepy") is not None

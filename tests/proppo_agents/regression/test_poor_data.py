@@ -9,11 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from proppo_agents.data import standardize
-from proppo_agents.factorization import cholesky
-from proppo_agents.gaussian_process import Hyperparameters, condition, fit_gaussian_process
-from proppo_agents.gp_prediction import predict_plainly
 from proppo_agents.regression import Ensemble, ExactGP, Regressor, SparseGP
+from proppo_agents.regression.data import standardize
+from proppo_agents.regression.factorization import cholesky
+from proppo_agents.regression.gaussian_process import (
+    Hyperparameters,
+    condition,
+    fit_gaussian_process,
+)
+from proppo_agents.regression.gp_prediction import predict_plainly
 
 F = torch.float64
 REGRESSORS: dict[str, Callable[[], Regressor]] = {

@@ -10,16 +10,16 @@ import gymnasium
 import torch
 
 from lightning_proppo.installed_lightning import rank_zero_warn
-from proppo_agents.episode_files import (
+from proppo_agents.experience.episodes import Episode, Policy, collect_episode
+from proppo_agents.experience.files import (
     EpisodeFileError,
     EpisodeFolder,
     StoredEpisode,
     read_episodes,
     without_doubles,
 )
-from proppo_agents.episodes import Episode, Policy, collect_episode
-from proppo_agents.resuming import GENERATORS, generators_of
-from proppo_agents.trials import Trial
+from proppo_agents.experience.resuming import GENERATORS, generators_of
+from proppo_agents.experience.trials import Trial
 
 
 def run_folder(trainer: Any, name: str) -> Path | None:
@@ -53,7 +53,8 @@ def collect_and_keep(
     collected is kept too (``"complete": false`` in the file), and the exception goes on.
 
     Args:
-        env: see :func:`~proppo_agents.episodes.collect_episode`, as for ``policy`` and ``seed``.
+        env: as :func:`~proppo_agents.experience.episodes.collect_episode` takes it, and ``policy``
+            and ``seed``.
         policy: acts; None: random actions.
         seed: of the episode.
         folder: where it is kept; None: nowhere.

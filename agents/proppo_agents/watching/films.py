@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.wrappers import RecordVideo, RenderCollection
 from numpy.typing import NDArray
 
-from proppo_agents.episodes import Episode, Policy, collect_episode
+from proppo_agents.experience.episodes import Episode, Policy, collect_episode
 
 # What a format is written with, and how to have it.
 _NEEDS = {

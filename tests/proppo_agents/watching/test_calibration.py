@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Exponential, Normal
 
-from proppo_agents.calibration import (
+from proppo_agents.experience.episodes import Episode
+from proppo_agents.watching.calibration import (
     expected_share,
     moments,
     one_step_errors,
@@ -26,8 +27,7 @@ from proppo_agents.calibration import (
     too_few_inside,
     unwrapped,
 )
-from proppo_agents.episodes import Episode
-from proppo_agents.predictions import Prediction, predict_episode
+from proppo_agents.watching.predictions import Prediction, predict_episode
 
 A, B, S = torch.tensor([0.9, 0.5]), torch.tensor([1.0, -2.0]), torch.tensor([0.1, 3.0])
 

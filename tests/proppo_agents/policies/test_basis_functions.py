@@ -13,12 +13,12 @@ import lightning_proppo
 from lightning_proppo import PropagationManager
 from lightning_proppo.graph import vector_jacobian_product
 from lightning_proppo.per_particle import find_parameter_uses
-from proppo_agents.basis_functions import radial_basis
 from proppo_agents.encodings import encode_angles
 from proppo_agents.parts import Spaces
 from proppo_agents.policies import RBFPolicy
+from proppo_agents.policies.basis_functions import radial_basis
 
-from .largest_tensor import LargestTensor
+from ..largest_tensor import LargestTensor
 
 P, C, D = 6, 5, 3
 

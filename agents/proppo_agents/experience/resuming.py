@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_proppo.installed_lightning import rank_zero_warn
-from proppo_agents.episode_files import StoredEpisode, read_episodes, without_doubles
-from proppo_agents.episodes import Episode
+from proppo_agents.experience.episodes import Episode
+from proppo_agents.experience.files import StoredEpisode, read_episodes, without_doubles
 
 # What is noted of an episode: the environment's generators after it.
 GENERATORS = "generators"

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from proppo_agents.data import standardize
-from proppo_agents.gaussian_process import Hyperparameters, fit_gaussian_process
 from proppo_agents.parts import make_part
 from proppo_agents.regression import Ensemble, ExactGP, Regressor, SparseGP, sparse_gp
+from proppo_agents.regression.data import standardize
+from proppo_agents.regression.gaussian_process import Hyperparameters, fit_gaussian_process
 from proppo_agents.regression.member_prediction import predict_all
 
 NOISE = torch.tensor([0.1, 1.0], dtype=torch.float64)

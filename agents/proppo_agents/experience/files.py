@@ -2,8 +2,8 @@
 
 An episode is one file ``episode-NUMBER-DIGEST.npz`` (:func:`numpy.savez`) with the arrays
 ``observations`` [H + 1, D], ``actions`` [H, A], ``rewards`` [H] and ``success`` [], all that
-:class:`~proppo_agents.episodes.Episode` holds, and ``about``, a JSON text on where it comes from.
-Nothing is pickled, and nothing is unpickled.
+:class:`~proppo_agents.experience.episodes.Episode` holds, and ``about``, a JSON text on where it
+comes from. Nothing is pickled, and nothing is unpickled.
 
 A file is there as a whole or not at all (:mod:`lightning_proppo.files`). Episodes are told apart by
 the digest of their numbers, so that none is there twice.
@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_proppo.files import sync_folder, write_whole
-from proppo_agents.episodes import Episode
+from proppo_agents.experience.episodes import Episode
 
 _ARRAYS = {"observations": 2, "actions": 2, "rewards": 1, "success": 0}
 _NAME = re.compile(r"episode-(\d+)-([0-9a-f]{16})\.npz")

@@ -13,12 +13,12 @@ from torch.distributions import Normal
 
 import lightning_proppo
 from lightning_proppo import PropagationManager
-from proppo_agents import gp_prediction
-from proppo_agents.gaussian_process import GPPosterior, fit_gaussian_process
-from proppo_agents.gp_prediction import Factors, predict, predict_plainly
+from proppo_agents.regression import gp_prediction
+from proppo_agents.regression.gaussian_process import GPPosterior, fit_gaussian_process
+from proppo_agents.regression.gp_prediction import Factors, predict, predict_plainly
 
+from ..largest_tensor import LargestTensor
 from .gp_reference import data, reference
-from .largest_tensor import LargestTensor
 
 BLOCK = gp_prediction._BLOCK
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from proppo_agents.gaussian_process import fit_gaussian_process
+from proppo_agents.regression.gaussian_process import fit_gaussian_process
 
 from .gp_reference import data, reference
 

@@ -12,9 +12,9 @@ import torch
 from lightning_proppo import PropagationCallback
 from lightning_proppo.installed_lightning import pl
 from proppo_agents import PILCO
-from proppo_agents.episode_files import EpisodeFileError, EpisodeFolder, digest_of, read_episodes
-from proppo_agents.episodes import collect_episode
-from proppo_agents.experience import collect_and_keep
+from proppo_agents.experience.episodes import collect_episode
+from proppo_agents.experience.files import EpisodeFileError, EpisodeFolder, digest_of, read_episodes
+from proppo_agents.experience.keeping import collect_and_keep
 from proppo_envs.cartpole import CartPoleSwingUpEnv
 
 SMALL: dict[str, Any] = {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from proppo_agents.costs import Cost, EnvironmentCost, LearnedReward, QuadraticCost, SaturatingCost
-from proppo_agents.episodes import Episode, collect_episode
+from proppo_agents.experience.episodes import Episode, collect_episode
 from proppo_agents.parts import Spaces, make_part
 from proppo_agents.regression import ExactGP
 from proppo_agents.worlds import World, make_world

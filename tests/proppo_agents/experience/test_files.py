@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from proppo_agents.episode_files import (
+from proppo_agents.experience.episodes import Episode
+from proppo_agents.experience.files import (
     EpisodeFileError,
     EpisodeFolder,
     digest_of,
@@ -23,7 +24,6 @@ from proppo_agents.episode_files import (
     read_episodes,
     without_doubles,
 )
-from proppo_agents.episodes import Episode
 
 
 def episode(seed: int = 0, steps: int = 5) -> Episode:

@@ -13,9 +13,9 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from proppo_agents.data import check_data, check_fits_in, standardize
-from proppo_agents.factorization import cholesky, jitter_of_gpytorch
-from proppo_agents.gp_prediction import Factors, predict
+from proppo_agents.regression.data import check_data, check_fits_in, standardize
+from proppo_agents.regression.factorization import cholesky, jitter_of_gpytorch
+from proppo_agents.regression.gp_prediction import Factors, predict
 
 # With more, the kernel matrix of a well sampled function is singular in float64.
 _SMALLEST_NOISE = 1e-5

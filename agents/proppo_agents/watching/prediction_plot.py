@@ -12,15 +12,15 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from proppo_agents.calibration import (
+from proppo_agents.figures.style import BLACK, BLUE, SKY, VERMILLION, grid, new_figure
+from proppo_agents.watching.calibration import (
     expected_share,
     moments,
     root_mean_square,
     share_inside,
     too_few_inside,
 )
-from proppo_agents.figures.style import BLACK, BLUE, SKY, VERMILLION, grid, new_figure
-from proppo_agents.predictions import Prediction
+from proppo_agents.watching.predictions import Prediction
 
 _DRAWN = 12
 # So many times the real trajectory's range is shown; a band that explodes is cut off.

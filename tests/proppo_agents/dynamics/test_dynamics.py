@@ -13,7 +13,7 @@ from torch.distributions import Normal
 
 from lightning_proppo import PropagationManager
 from proppo_agents.dynamics import DynamicsModel, EnsembleDynamics, GPDynamics, SparseGPDynamics
-from proppo_agents.episodes import Episode
+from proppo_agents.experience.episodes import Episode
 from proppo_agents.parts import Spaces, make_part
 from proppo_agents.policies import LinearPolicy
 

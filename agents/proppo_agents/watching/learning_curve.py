@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from proppo_agents.trials import Trial
+from proppo_agents.experience.trials import Trial
 
 
 def plot_trials(trials: Sequence[Trial], path: Path) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proppo_agents.calibration import (
+from proppo_agents.experience.episodes import Episode, Policy
+from proppo_agents.watching.calibration import (
     Draw,
     Model,
     moments,
@@ -19,7 +20,6 @@ from proppo_agents.calibration import (
     standardized_errors,
     unwrapped,
 )
-from proppo_agents.episodes import Episode, Policy
 
 
 @dataclass(frozen=True)

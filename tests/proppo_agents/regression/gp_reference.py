@@ -6,8 +6,8 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from proppo_agents import gaussian_process
-from proppo_agents.gaussian_process import GPPosterior
+from proppo_agents.regression import gaussian_process
+from proppo_agents.regression.gaussian_process import GPPosterior
 
 
 def data(count: int = 30, noise: float = 0.02) -> tuple[Tensor, Tensor]:
