@@ -114,4 +114,4 @@ class InitialState(Part):
             dtype=self.mean_value.dtype,
             device=self.mean_value.device,
         )
-        return onto_circles(self.mean_value + self.std_value * noise, self._spaces.circles)
+        return onto_circles(self.mean_value + self.std_value * noise, self._spaces.encoded_angles)

@@ -22,7 +22,7 @@ from proppo_agents.arguments import check_count, check_rate
 from proppo_agents.callbacks.base import tell_callbacks
 from proppo_agents.costs import Cost, EnvironmentCost, LearnedReward
 from proppo_agents.dynamics import DynamicsModel, GPDynamics
-from proppo_agents.experience.episodes import Episode, collect_episode
+from proppo_agents.experience.episodes import Episode, PolicyFunction, collect_episode
 from proppo_agents.experience.files import EpisodeFolder
 from proppo_agents.experience.keeping import (
     collect_and_keep,
@@ -44,12 +44,12 @@ from proppo_agents.experience.resuming import (
 from proppo_agents.experience.trials import Trial
 from proppo_agents.export import export_policy
 from proppo_agents.initial_state import InitialState
-from proppo_agents.parts import Part, make_part
+from proppo_agents.parts import make_part, plain_values
 from proppo_agents.policies import Policy, RBFPolicy
 from proppo_agents.ranks import empty_batches, made_by_first, mean_over_ranks, own_noise, share_of
 from proppo_agents.rollouts import roll_out
 from proppo_agents.watching.learning_curve import plot_trials
-from proppo_agents.worlds import UnendingError, World, make_world
+from proppo_agents.worlds import make_world
 
 _LAST = 10  # steps whose mean predicted return is that of a trial
 
@@ -166,8 +166,8 @@ class PILCO(pl.LightningModule):
             ("final_learning_rate", final_learning_rate),
         ):
             check_rate(name, rate)
-        world = self.world = _make_world(
-            environment, environment_options, horizon, episode_steps, angles
+        world = self.world = make_world(
+            environment, environment_options, episode_steps, angles, horizon
         )
         self.env, self.episode_steps = world.env, world.episode_steps
         self.horizon = self.episode_steps if horizon is None else horizon
@@ -188,7 +188,7 @@ class PILCO(pl.LightningModule):
         self.cost = _part("cost", cost, Cost, self._own_cost).build(world)
         parameters = list(inspect.signature(PILCO.__init__).parameters)[1:]
         # In plain values, which a checkpoint can hold and nothing has to be run for.
-        self.save_hyperparameters({name: _plain(given[name]) for name in parameters})
+        self.save_hyperparameters({name: plain_values(given[name]) for name in parameters})
         self.spread = spread
         self.particles = particles
         self.steps = steps
@@ -249,7 +249,7 @@ class PILCO(pl.LightningModule):
         if self.spread is not None:
             spread = torch.tensor(self.spread)
         elif self.episodes:
-            centre = self.initial.mean_value.double().cpu()
+            centre = self.initial.mean_value.cpu().double()
             away = torch.cat([e.observations - centre for e in self.episodes])
             spread = away.square().mean(0).sqrt()
             # A coordinate that stays where it starts has nothing to be scaled by.
@@ -333,7 +333,7 @@ class PILCO(pl.LightningModule):
             self._conclude()
         self._resumed = False
 
-    def collect(self, policy: Callable[[Tensor], Tensor] | None) -> Episode:
+    def collect(self, policy: PolicyFunction | None) -> Episode:
         """Act for one episode, keep it as data, and log what came of it."""
         last = self._predicted[-_LAST:]
         self._predicted = []
@@ -563,24 +563,3 @@ class PILCO(pl.LightningModule):
 
 def _part(name: str, given: Any, kind: type[Any], default: Callable[[], Any]) -> Any:
     return default() if given is None else make_part(name, given, kind)
-
-
-def _make_world(
-    environment: str,
-    options: dict[str, Any] | None,
-    horizon: int | None,
-    episode_steps: int | None,
-    angles: Sequence[int] | None,
-) -> World:
-    try:
-        return make_world(environment, options, episode_steps, angles)
-    except UnendingError:
-        if horizon is None:
-            raise
-        return make_world(environment, options, horizon, angles)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Part):
-        return value.description()
-    return list(value) if isinstance(value, tuple) else value

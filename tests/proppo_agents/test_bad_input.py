@@ -22,7 +22,7 @@ from proppo_agents.regression import Ensemble, ExactGP, SparseGP
 from proppo_agents.worlds import make_world
 
 NAN, INF = float("nan"), float("inf")
-SPACES = Spaces(observation_size=2, action_size=1, angles=(), circles=())
+SPACES = Spaces(observation_size=2, action_size=1, angles=(), encoded_angles=())
 STEPS = 4
 
 

@@ -83,7 +83,7 @@ def test_observations_of_several_axes_are_flattened() -> None:
 def test_a_known_task_brings_its_angles() -> None:
     assert make_world("CartPoleSwingUp-v0").spaces.angles == (2,)
     assert make_world("CartPoleSwingUp-v0", angles=()).spaces.angles == ()
-    assert make_world("Pendulum-v1").spaces.circles == ((1, 0),)
+    assert make_world("Pendulum-v1").spaces.encoded_angles == ((1, 0),)
     assert make_world("Pendulum-v1").episode_steps == 200
 
 

@@ -11,7 +11,7 @@ from torch.distributions import Normal
 from lightning_proppo.callbacks.tensorboard import tensorboard_writers
 from proppo_agents.callbacks.base import EpisodeCallback
 from proppo_agents.encodings import onto_circles
-from proppo_agents.experience.episodes import Episode, Policy
+from proppo_agents.experience.episodes import Episode, PolicyFunction
 from proppo_agents.experience.keeping import run_folder
 from proppo_agents.figures.style import save
 from proppo_agents.watching.prediction_plot import draw_prediction
@@ -52,7 +52,9 @@ class PredictionFigure(EpisodeCallback):
         self.every_n_trials = every_n_trials
         self.seed = seed
 
-    def on_episode(self, trainer: Any, agent: Any, episode: Episode, policy: Policy | None) -> None:
+    def on_episode(
+        self, trainer: Any, agent: Any, episode: Episode, policy: PolicyFunction | None
+    ) -> None:
         """Draw the episode, and log how much of it was foreseen."""
         # All ranks have to ask for it.
         folder = run_folder(trainer, "predictions")
@@ -73,7 +75,7 @@ class PredictionFigure(EpisodeCallback):
 
 
 def predicted_by(
-    agent: Any, episode: Episode, policy: Policy | None, particles: int, seed: int
+    agent: Any, episode: Episode, policy: PolicyFunction | None, particles: int, seed: int
 ) -> Prediction | None:
     """Return what an agent's present model predicts of an episode, or None if it has no model."""
     if not agent.dynamics.fitted:
@@ -87,6 +89,6 @@ def predicted_by(
         return Normal(x + mean, variance.sqrt(), validate_args=False)
 
     def draw(x: Tensor, action: Tensor) -> Tensor:
-        return onto_circles(dynamics(x, action).sample(), spaces.circles)
+        return onto_circles(dynamics(x, action).sample(), spaces.encoded_angles)
 
     return predict_episode(single, policy, episode, particles, spaces.angles, seed, draw)

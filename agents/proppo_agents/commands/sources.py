@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser
 from lightning_proppo.cli import CommandError, load_module
 from lightning_proppo.cli.program import first_line
 from lightning_proppo.installed_lightning import pl
-from proppo_agents.experience.episodes import Policy
+from proppo_agents.experience.episodes import PolicyFunction
 from proppo_agents.worlds import make_world
 
 
@@ -33,7 +33,7 @@ class Source:
     """
 
     env: gymnasium.Env[Any, Any]
-    policy: Policy | None
+    policy: PolicyFunction | None
     environment: str
     options: dict[str, Any]
     steps: int = 0
@@ -98,7 +98,7 @@ def of_environment(name: str, options: str) -> Source:
     return Source(env, None, name, arguments)
 
 
-def _of_module(module: Any, policy: Policy | None, steps: int = 0) -> Source:
+def _of_module(module: Any, policy: PolicyFunction | None, steps: int = 0) -> Source:
     if not isinstance(getattr(module, "env", None), gymnasium.Env):
         raise CommandError(
             f"{type(module).__qualname__} does not act in an environment: it has no attribute env."

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Policy = Callable[[Tensor], Tensor]
+# Takes observations [P, D] to actions [P, A]; a policy of this package is one.
+PolicyFunction = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Episode:
 
 def collect_episode(
     env: gymnasium.Env[Any, Any],
-    policy: Policy | None,
+    policy: PolicyFunction | None,
     seed: int | None = None,
     broken_off: Callable[[Episode], Any] | None = None,
 ) -> Episode:
@@ -104,7 +105,7 @@ def collect_episode(
     return so_far()
 
 
-def _check_spaces(env: gymnasium.Env[Any, Any], policy: Policy | None) -> None:
+def _check_spaces(env: gymnasium.Env[Any, Any], policy: PolicyFunction | None) -> None:
     spaces = {"observations": env.observation_space}
     if policy is not None:
         spaces["actions"] = env.action_space

@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,8 +158,13 @@ def read_episode(path: Path) -> StoredEpisode:
 
 def digest_of(episode: Episode) -> str:
     """Return what tells an episode from others: 16 hexadecimal digits made of its numbers."""
+    return digest_of_arrays(_arrays(episode))
+
+
+def digest_of_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Return 16 hexadecimal digits made of the names, types, shapes and numbers of arrays."""
     sha = hashlib.sha256()
-    for name, array in _arrays(episode).items():
+    for name, array in arrays.items():
         sha.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()[:16]

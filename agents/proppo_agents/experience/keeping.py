@@ -10,7 +10,7 @@ import gymnasium
 import torch
 
 from lightning_proppo.installed_lightning import rank_zero_warn
-from proppo_agents.experience.episodes import Episode, Policy, collect_episode
+from proppo_agents.experience.episodes import Episode, PolicyFunction, collect_episode
 from proppo_agents.experience.files import (
     EpisodeFileError,
     EpisodeFolder,
@@ -42,7 +42,7 @@ def run_folder(trainer: Any, name: str) -> Path | None:
 
 def collect_and_keep(
     env: gymnasium.Env[Any, Any],
-    policy: Policy | None,
+    policy: PolicyFunction | None,
     seed: int,
     folder: EpisodeFolder | None,
     about: dict[str, Any],

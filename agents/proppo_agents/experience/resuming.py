@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,12 @@ from torch import Tensor, nn
 
 from lightning_proppo.installed_lightning import rank_zero_warn
 from proppo_agents.experience.episodes import Episode
-from proppo_agents.experience.files import StoredEpisode, read_episodes, without_doubles
+from proppo_agents.experience.files import (
+    StoredEpisode,
+    digest_of_arrays,
+    read_episodes,
+    without_doubles,
+)
 
 # What is noted of an episode: the environment's generators after it.
 GENERATORS = "generators"
@@ -67,12 +71,8 @@ class LeftOver:
 
 def digest_of_policy(policy: nn.Module) -> str:
     """Return what tells a policy from others: 16 hexadecimal digits made of its numbers."""
-    sha = hashlib.sha256()
-    for name, value in policy.state_dict().items():
-        array = value.detach().cpu().numpy()
-        sha.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        sha.update(array.tobytes())
-    return sha.hexdigest()[:16]
+    state = policy.state_dict()
+    return digest_of_arrays({name: value.detach().cpu().numpy() for name, value in state.items()})
 
 
 def same_folder(first: str | Path | None, second: Path | None) -> bool:
@@ -88,7 +88,8 @@ def generators_of(env: gymnasium.Env[Any, Any]) -> dict[str, Any]:
     Episodes are seeded; these are for an environment whose ``reset`` does not heed the seed.
     """
     return {
-        name: _plain(generator.bit_generator.state) for name, generator in _generators(env).items()
+        name: _without_arrays(generator.bit_generator.state)
+        for name, generator in _generators(env).items()
     }
 
 
@@ -110,9 +111,9 @@ def _generators(env: gymnasium.Env[Any, Any]) -> dict[str, np.random.Generator]:
     return {"environment": env.unwrapped.np_random, "actions": env.action_space.np_random}
 
 
-def _plain(value: Any) -> Any:
+def _without_arrays(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: _without_arrays(each) for name, each in value.items()}
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 

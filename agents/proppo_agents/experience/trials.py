@@ -25,10 +25,10 @@ class Trial:
 
     def __str__(self) -> str:
         """Return it in words."""
-        predicted = self.predicted_return
-        foretold = "random actions" if predicted is None else f"{predicted:.2f} was predicted"
+        value = self.predicted_return
+        predicted = "random actions" if value is None else f"{value:.2f} was predicted"
         end = "success" if self.success else "no success"
-        return f"return {self.real_return:.2f} ({foretold}), {end}"
+        return f"return {self.real_return:.2f} ({predicted}), {end}"
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values."""

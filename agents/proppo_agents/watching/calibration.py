@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
+from proppo_agents.encodings import angle_changes
+
 # These take observations [P, D] and actions [P, A] to the distribution of the next observations,
 # and to such, drawn.
 Model = Callable[[Tensor, Tensor], Distribution]
 Draw = Callable[[Tensor, Tensor], Tensor]
 
 
-def roll_out(
+def draw_trajectories(
     draw: Draw, act: Callable[[int, Tensor], Tensor], start: Tensor, horizon: int
 ) -> Tensor:
     """Draw trajectories from a model.
@@ -120,10 +122,7 @@ def one_step_errors(
     predicted = model(observations[:-1], actions)
     if not isinstance(predicted, Normal):
         raise TypeError(f"model must return a Normal; got {type(predicted).__name__}.")
-    error = observations[1:] - predicted.mean
-    if angles:
-        chosen = list(angles)
-        error[:, chosen] = torch.remainder(error[:, chosen] + math.pi, 2 * math.pi) - math.pi
+    error = angle_changes(observations[1:] - predicted.mean, angles)
     return standardized_errors(error, predicted.mean * 0, predicted.stddev)
 
 
@@ -137,8 +136,7 @@ def unwrapped(observations: Tensor, angles: Sequence[int]) -> Tensor:
     if not angles:
         return observations
     chosen = list(angles)
-    change = observations[:, chosen].diff(dim=0)
-    shorter = torch.remainder(change + math.pi, 2 * math.pi) - math.pi
+    shorter = angle_changes(observations.diff(dim=0), angles)[:, chosen]
     result = observations.clone()
     result[1:, chosen] = observations[0, chosen] + shorter.cumsum(0)
     return result

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.wrappers import RecordVideo, RenderCollection
 from numpy.typing import NDArray
 
-from proppo_agents.experience.episodes import Episode, Policy, collect_episode
+from proppo_agents.experience.episodes import Episode, PolicyFunction, collect_episode
 
 # What a format is written with, and how to have it.
 _NEEDS = {
@@ -105,7 +105,7 @@ def rendered(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
 
 
 def film_episode(
-    env: gymnasium.Env[Any, Any], policy: Policy | None, seed: int, path: Path | None = None
+    env: gymnasium.Env[Any, Any], policy: PolicyFunction | None, seed: int, path: Path | None = None
 ) -> Film:
     """Act for one episode, film it, and write the film.
 
@@ -141,7 +141,7 @@ def film_episode(
 
 
 def _record(
-    env: gymnasium.Env[Any, Any], policy: Policy | None, seed: int, path: Path, fps: float
+    env: gymnasium.Env[Any, Any], policy: PolicyFunction | None, seed: int, path: Path, fps: float
 ) -> Film:
     # In a folder of its own: RecordVideo names the file itself, and warns of others beside it.
     with tempfile.TemporaryDirectory(prefix=".film-", dir=path.parent) as folder:

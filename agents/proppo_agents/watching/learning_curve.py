@@ -1,4 +1,4 @@
-"""Pictures of a training."""
+"""The picture of a training: what came of each trial, beside what was predicted."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def plot_trials(trials: Sequence[Trial], path: Path) -> None:
     axes = figure.add_subplot()
     index = range(len(trials))
     axes.plot(index, [t.real_return for t in trials], color="C0", label="real episode")
-    foretold = [(i, t.predicted_return) for i, t in enumerate(trials)]
-    foretold = [(i, value) for i, value in foretold if value is not None]
-    if foretold:
-        axes.plot(*zip(*foretold, strict=True), "--", color="C1", label="predicted by the model")
+    predicted = [(i, t.predicted_return) for i, t in enumerate(trials)]
+    predicted = [(i, value) for i, value in predicted if value is not None]
+    if predicted:
+        axes.plot(*zip(*predicted, strict=True), "--", color="C1", label="predicted by the model")
     for success, marker in ((True, "o"), (False, "x")):
         chosen = [(i, t.real_return) for i, t in enumerate(trials) if t.success is success]
         if chosen:

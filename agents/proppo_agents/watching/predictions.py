@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proppo_agents.experience.episodes import Episode, Policy
+from proppo_agents.experience.episodes import Episode, PolicyFunction
 from proppo_agents.watching.calibration import (
     Draw,
     Model,
+    draw_trajectories,
     moments,
     one_step_errors,
-    roll_out,
     root_mean_square,
     share_inside,
     standardized_errors,
@@ -52,7 +52,7 @@ class Prediction:
 @torch.no_grad()
 def predict_episode(
     model: Model,
-    policy: Policy | None,
+    policy: PolicyFunction | None,
     episode: Episode,
     particles: int,
     angles: Sequence[int] = (),
@@ -89,7 +89,7 @@ def predict_episode(
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed a GPU's too.
         torch.default_generator.manual_seed(seed)
-        trajectories = roll_out(draw or sample, act, start, len(actions))
+        trajectories = draw_trajectories(draw or sample, act, start, len(actions))
     real = unwrapped(episode.observations, angles)
     mean, std = moments(trajectories)
     return Prediction(

@@ -18,7 +18,7 @@ from lightning_proppo.cli.installed import LightningCLI
 from lightning_proppo.installed_lightning import pl
 from proppo_agents import PILCO, EpisodeVideo, PredictionFigure
 from proppo_agents.callbacks.base import EpisodeCallback
-from proppo_agents.experience.episodes import Episode, Policy
+from proppo_agents.experience.episodes import Episode, PolicyFunction
 from proppo_agents.watching.films import FilmError
 
 SMALL: dict[str, Any] = {
@@ -114,7 +114,7 @@ def test_episodes_are_told_before_the_model_knows_them(tmp_path: Path) -> None:
 
     class Listener(EpisodeCallback):
         def on_episode(
-            self, trainer: Any, agent: PILCO, episode: Episode, policy: Policy | None
+            self, trainer: Any, agent: PILCO, episode: Episode, policy: PolicyFunction | None
         ) -> None:
             assert not any(episode is each for each in agent.episodes)
             told.append((len(agent.episodes), not agent.dynamics.fitted, policy is None))

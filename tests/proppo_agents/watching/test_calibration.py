@@ -17,10 +17,10 @@ from torch.distributions import Exponential, Normal
 
 from proppo_agents.experience.episodes import Episode
 from proppo_agents.watching.calibration import (
+    draw_trajectories,
     expected_share,
     moments,
     one_step_errors,
-    roll_out,
     root_mean_square,
     share_inside,
     standardized_errors,
@@ -110,7 +110,7 @@ def test_a_policy_acts_in_the_rollouts_and_knows_what_they_observe() -> None:
         seen.append((step, x))
         return x[:, :1] * 0 + 1.0
 
-    found = roll_out(torch.add, act, torch.zeros(3, 2, dtype=torch.float64), 4)
+    found = draw_trajectories(torch.add, act, torch.zeros(3, 2, dtype=torch.float64), 4)
     assert [step for step, _ in seen] == [0, 1, 2, 3]
     assert torch.equal(found[:, 0, 0], torch.arange(5.0, dtype=torch.float64))
     assert torch.equal(found[2], seen[2][1])
