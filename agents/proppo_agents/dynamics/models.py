@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from proppo_agents.dynamics.base import DynamicsModel
 from proppo_agents.regression import Ensemble, ExactGP, Regressor, SparseGP
-from proppo_agents.regression.gaussian_process import GPPosterior
+from proppo_agents.regression.gp_posterior import GPPosterior
 
 
 class GPDynamics(DynamicsModel):

@@ -32,13 +32,6 @@ def radial_basis(x: Tensor, centres: Tensor, log_lengthscales: Tensor) -> Tensor
     return result
 
 
-def _plainly(x: Tensor, centres: Tensor, log_lengthscales: Tensor) -> Tensor:
-    inverse = torch.exp(-log_lengthscales)
-    x, centres = x * inverse, centres * inverse
-    log = torch.addmm(-0.5 * centres.square().sum(1), x, centres.mT)
-    return (log - 0.5 * x.square().sum(1, keepdim=True)).exp()
-
-
 def _spread(x: Tensor, centres: Tensor, weights: Tensor) -> Tensor:
     """Return sums over centres of weights [P, C] times squared differences, [P, D]."""
     total = weights.sum(1, keepdim=True)
@@ -50,7 +43,10 @@ class _RadialBasis(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, centres: Tensor, log_lengthscales: Tensor) -> Tensor:
-        return _plainly(x, centres, log_lengthscales)
+        inverse = torch.exp(-log_lengthscales)
+        x, centres = x * inverse, centres * inverse
+        log = torch.addmm(-0.5 * centres.square().sum(1), x, centres.mT)
+        return (log - 0.5 * x.square().sum(1, keepdim=True)).exp()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -187,23 +186,13 @@ class _Prediction(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
         inputs, slopes = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
-            return _again(predict_plainly, ctx.factors, inputs, cotangents[:2]), None
+            outputs = predict_plainly(ctx.factors, inputs)
+            (found,) = torch.autograd.grad(outputs, inputs, cotangents[:2], create_graph=True)
+            return found, None
         of_mean, of_variance = (b.mT.unsqueeze(1) for b in cotangents[:2])
         # Not in place: with batched gradients, one of the two may be batched alone.
         pulled = slopes[0] * of_mean + slopes[1] * of_variance
         return pulled.sum(0).mT, None
-
-
-def _again(
-    function: Callable[[Factors, Tensor], tuple[Tensor, Tensor]],
-    factors: Factors,
-    inputs: Tensor,
-    cotangents: tuple[Tensor, ...],
-) -> Tensor:
-    """Return a vector-Jacobian product that has a graph."""
-    outputs = function(factors, inputs)
-    (pulled,) = torch.autograd.grad(outputs, inputs, cotangents, create_graph=True)
-    return pulled
 
 
 # Each particle's prediction is its own, and nothing else has a gradient.

@@ -6,8 +6,8 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from proppo_agents.regression import gaussian_process
-from proppo_agents.regression.gaussian_process import GPPosterior
+from proppo_agents.regression import ExactGP, gp_fit
+from proppo_agents.regression.gp_posterior import GPPosterior
 
 
 def data(count: int = 30, noise: float = 0.02) -> tuple[Tensor, Tensor]:
@@ -15,6 +15,15 @@ def data(count: int = 30, noise: float = 0.02) -> tuple[Tensor, Tensor]:
     x = torch.randn(count, 3, dtype=torch.float64, generator=generator) * torch.tensor([1, 5, 0.1])
     y = torch.stack([x[:, 0].sin() + 2, 10 * (x[:, 1] / 5).tanh() * x[:, 0]], dim=1)
     return x, y + noise * torch.randn(y.shape, dtype=torch.float64, generator=generator)
+
+
+def fit_gaussian_process(
+    x: Tensor, y: Tensor, steps: int = 150, learning_rate: float = 0.1
+) -> GPPosterior:
+    """The posterior of exact processes, in the dtype of the data [N, I] and [N, E]."""
+    regressor = ExactGP(steps, learning_rate).to(x.dtype)
+    regressor.fit(x, y)
+    return regressor.posterior
 
 
 def reference(posterior: GPPosterior, x: Tensor, y: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,7 +37,7 @@ def reference(posterior: GPPosterior, x: Tensor, y: Tensor, query: Tensor) -> tu
     likelihood = gpytorch.likelihoods.GaussianLikelihood(
         batch_shape=torch.Size([2]), noise_constraint=gpytorch.constraints.GreaterThan(1e-8)
     )
-    model = gaussian_process._BatchGP(inputs, standardized_y, likelihood).to(query)
+    model = gp_fit._ExactProcesses(inputs, standardized_y, likelihood).to(query)
     model.covar_module.base_kernel.lengthscale = posterior.lengthscales.unsqueeze(1)
     model.covar_module.outputscale = posterior.signal_variance
     likelihood.noise = posterior.noise_variance.unsqueeze(1)

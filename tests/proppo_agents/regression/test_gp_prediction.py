@@ -14,11 +14,11 @@ from torch.distributions import Normal
 import lightning_proppo
 from lightning_proppo import PropagationManager
 from proppo_agents.regression import gp_prediction
-from proppo_agents.regression.gaussian_process import GPPosterior, fit_gaussian_process
+from proppo_agents.regression.gp_posterior import GPPosterior
 from proppo_agents.regression.gp_prediction import Factors, predict, predict_plainly
 
 from ..largest_tensor import LargestTensor
-from .gp_reference import data, reference
+from .gp_reference import data, fit_gaussian_process, reference
 
 BLOCK = gp_prediction._BLOCK
 

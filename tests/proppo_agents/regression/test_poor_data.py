@@ -12,12 +12,10 @@ from torch import Tensor
 from proppo_agents.regression import Ensemble, ExactGP, Regressor, SparseGP
 from proppo_agents.regression.data import standardize
 from proppo_agents.regression.factorization import cholesky
-from proppo_agents.regression.gaussian_process import (
-    Hyperparameters,
-    condition,
-    fit_gaussian_process,
-)
+from proppo_agents.regression.gp_posterior import Hyperparameters, condition
 from proppo_agents.regression.gp_prediction import predict_plainly
+
+from .gp_reference import fit_gaussian_process
 
 F = torch.float64
 REGRESSORS: dict[str, Callable[[], Regressor]] = {

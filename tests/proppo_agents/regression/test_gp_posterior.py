@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from proppo_agents.regression.gaussian_process import fit_gaussian_process
-
-from .gp_reference import data, reference
+from .gp_reference import data, fit_gaussian_process, reference
 
 
 def test_predictions_are_gpytorchs() -> None:
