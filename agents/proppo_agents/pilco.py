@@ -35,13 +35,14 @@ from proppo_agents.experience.keeping import (
 )
 from proppo_agents.experience.resuming import (
     LeftOver,
+    Progress,
     digest_of_policy,
     generators_of,
     same_folder,
     set_generators,
     stacked,
 )
-from proppo_agents.experience.trials import Trial
+from proppo_agents.experience.trials import Trial, trials_without_progress
 from proppo_agents.export import export_policy
 from proppo_agents.initial_state import InitialState
 from proppo_agents.parts import make_part, plain_values
@@ -152,20 +153,16 @@ class PILCO(pl.LightningModule):
     ) -> None:
         super().__init__()
         given = dict(locals())
-        for name, value, least in (
-            ("particles", particles, 2),
-            ("steps", steps, 1),
-            ("random_episodes", random_episodes, 1),
-            ("candidates", candidates, 1),
-            ("patience", 1 if patience is None else patience, 1),
-            ("horizon", 1 if horizon is None else horizon, 1),
-        ):
-            check_count(name, value, least)
-        for name, rate in (
-            ("learning_rate", learning_rate),
-            ("final_learning_rate", final_learning_rate),
-        ):
-            check_rate(name, rate)
+        check_count("particles", particles, 2)
+        check_count("steps", steps)
+        check_count("random_episodes", random_episodes)
+        check_count("candidates", candidates)
+        if patience is not None:
+            check_count("patience", patience)
+        if horizon is not None:
+            check_count("horizon", horizon)
+        check_rate("learning_rate", learning_rate)
+        check_rate("final_learning_rate", final_learning_rate)
         world = self.world = make_world(
             environment, environment_options, episode_steps, angles, horizon
         )
@@ -202,13 +199,10 @@ class PILCO(pl.LightningModule):
         self.trials: list[Trial] = []
         self.kept: EpisodeFolder | None = None
         self._data_seeds: set[int] = set()
-        self._predicted: list[Tensor] = []
-        self._search_started = 0
         self._stream = NoiseStream()
         self._left = LeftOver(None, [])
-        self._concluded: int | None = None  # after how many steps the final policy had its episode
-        self._before: dict[str, Any] | None = None
-        self._begun: int | None = None  # the epoch whose trial has begun
+        self._progress = Progress()
+        self._before: dict[str, Any] | None = None  # what a checkpoint holds amid a trial
         self._resumed = False
         self.reset_policy()
 
@@ -269,7 +263,8 @@ class PILCO(pl.LightningModule):
         """Take the episodes of ``data``, and have all there are in the run's folder."""
         # A checkpoint may also have been loaded to start another training from.
         self._resumed = self._resumed and self.trainer.ckpt_path is not None
-        self._begun = self._begun if self._resumed else None
+        if not self._resumed:
+            self._progress.begun = None
         self._before = None
         self._stream.begin(self.device, rank=0, size=1)
         name = self.hparams["environment"]
@@ -285,7 +280,10 @@ class PILCO(pl.LightningModule):
             keep_all(self.kept, self.episodes, self.trials, found, name)
         self._data_seeds |= seeds_of(found)
         self.episodes += [each.episode for each in found]
-        self.trials += [trial_of(each, self._return_of(each.episode)) for each in found]
+        self.trials += [
+            trial_of(each, self.cost.return_of(each.episode, self.initial.mean_value))
+            for each in found
+        ]
 
     def on_train_start(self) -> None:
         """Begin the trial that a run comes to that goes on from a checkpoint between two epochs.
@@ -302,7 +300,7 @@ class PILCO(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Collect an episode with the current policy and refit the model."""
-        if self._begun == self.current_epoch:
+        if self._progress.begun == self.current_epoch:
             return
         with self._trial():
             while len(self.episodes) < self.random_episodes:
@@ -312,13 +310,13 @@ class PILCO(pl.LightningModule):
             self.refit()
             if self.current_epoch == 0 or self._out_of_patience():
                 self.start_search()
-            self._begun = self.current_epoch
+            self._progress.begun = self.current_epoch
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the predicted cost, a scalar, whose gradient is the manager's."""
         del batch, batch_idx
         loss, predicted_return = self.predict()
-        self._predicted.append(predicted_return)
+        self._progress.predicted.append(predicted_return)
         self.log("predicted/return", predicted_return, prog_bar=True, sync_dist=True)
         self.log("real/return", self.trials[-1].real_return, prog_bar=True, logger=False)
         return loss
@@ -329,25 +327,20 @@ class PILCO(pl.LightningModule):
 
     def on_fit_end(self) -> None:
         """Do so in a run that had been killed after its last step: Lightning trains it no more."""
-        if self.global_step not in (0, self._concluded):
+        if self.global_step not in (0, self._progress.concluded):
             self._conclude()
         self._resumed = False
 
     def collect(self, policy: PolicyFunction | None) -> Episode:
         """Act for one episode, keep it as data, and log what came of it."""
-        last = self._predicted[-_LAST:]
-        self._predicted = []
-        # Those of a checkpoint are on the CPU.
-        last = [value.to(self.device) for value in last]
-        predicted = mean_over_ranks(self._trainer, torch.stack(last)).tolist() if last else []
-
+        predicted = self._predicted_return()
         # Drawn by all ranks, so that their generators stay in step.
         seed = new_seed(self._data_seeds)
         about = {
             "environment": self.hparams["environment"],
             "environment_options": self.hparams["environment_options"] or {},
             "steps": self.global_step if self._trainer else 0,
-            "predicted_return": statistics.fmean(predicted) if predicted else None,
+            "predicted_return": predicted,
             "seed": seed,
             "actions": "random" if policy is None else "policy",
             "policy": None if policy is None else digest_of_policy(self.policy),
@@ -364,8 +357,8 @@ class PILCO(pl.LightningModule):
         episode = made_by_first(self._trainer, act)
         trial = Trial(
             steps=about["steps"],
-            predicted_return=about["predicted_return"],
-            real_return=self._return_of(episode),
+            predicted_return=predicted,
+            real_return=self.cost.return_of(episode, self.initial.mean_value),
             success=episode.success,
         )
         metrics = {"real/return": trial.real_return, "real/success": float(trial.success)}
@@ -419,7 +412,7 @@ class PILCO(pl.LightningModule):
         mean = mean_over_ranks(self._trainer, torch.stack(costs))
         best = int(mean.nan_to_num(nan=math.inf).argmin())
         self.policy.load_state_dict(candidates[best])
-        self._search_started = len(self.trials)
+        self._progress.search_started = len(self.trials)
         if self._trainer is not None:
             for optimizer in self.trainer.optimizers:
                 optimizer.state.clear()
@@ -464,10 +457,12 @@ class PILCO(pl.LightningModule):
         if progress is None:  # of an earlier version
             return
         self._resumed = True
-        self._search_started = progress["search_started"]
-        self._predicted = list(progress["predicted"])
-        self._concluded = progress["concluded"]
-        self._begun = progress["begun"]
+        self._progress = Progress(
+            begun=progress["begun"],
+            concluded=progress["concluded"],
+            search_started=progress["search_started"],
+            predicted=list(progress["predicted"]),
+        )
         self._data_seeds = set(progress["data_seeds"])
         self._stream.load(progress["stream"])
         set_generators(self.env, progress["environment"])
@@ -513,17 +508,24 @@ class PILCO(pl.LightningModule):
 
     def _now(self) -> dict[str, Any]:
         return {
+            **vars(self._progress),
             "episodes": len(self.episodes),
-            "predicted": stacked(self._predicted[-_LAST:]),
-            "search_started": self._search_started,
-            "concluded": self._concluded,
-            "begun": self._begun,
+            "predicted": stacked(self._progress.predicted[-_LAST:]),
         }
+
+    def _predicted_return(self) -> float | None:
+        """Return the mean over the last steps, and forget them; None if there were none."""
+        # Those of a checkpoint are on the CPU.
+        last = [value.to(self.device) for value in self._progress.predicted[-_LAST:]]
+        self._progress.predicted = []
+        if not last:
+            return None
+        return statistics.fmean(mean_over_ranks(self._trainer, torch.stack(last)).tolist())
 
     def _conclude(self) -> None:
         with self._trial():
             self.collect(policy=self.act)
-            self._concluded = self.global_step
+            self._progress.concluded = self.global_step
         folder = self.trainer.log_dir
         if self.trainer.is_global_zero and self.loggers and folder is not None:
             plot_trials(self.trials, Path(folder) / "learning_curve.png")
@@ -532,26 +534,10 @@ class PILCO(pl.LightningModule):
         self.reset_policy()
         return {name: value.clone() for name, value in self.policy.state_dict().items()}
 
-    @torch.no_grad()
-    def _return_of(self, episode: Episode) -> float:
-        """Return the sum of rewards that compares with what is predicted."""
-        if self.cost.of_environment:
-            return episode.total
-        like = self.initial.mean_value
-        x, u = episode.observations.to(like), episode.actions.to(like)
-        costs = self.cost(**self.cost.arguments(x[:-1], u, x[1:]))
-        return float((self.cost.reward_offset - costs).sum())
-
     def _out_of_patience(self) -> bool:
         if self.patience is None:
             return False
-        best = -math.inf
-        waited = 0
-        for index, trial in enumerate(self.trials):
-            better = trial.success or trial.real_return > best
-            waited = 0 if better or index < self._search_started else waited + 1
-            best = max(best, trial.real_return)
-        return waited >= self.patience
+        return trials_without_progress(self.trials, self._progress.search_started) >= self.patience
 
     def _log_now(self, metrics: dict[str, float]) -> None:
         # self.log would file an episode under the end of the epoch that it starts.

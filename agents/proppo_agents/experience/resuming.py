@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,23 @@ from proppo_agents.experience.files import (
 GENERATORS = "generators"
 # And what makes it the one that a run comes to next.
 _SAME = ("environment", "environment_options", "steps", "seed", "actions", "policy")
+
+
+@dataclass
+class Progress:
+    """Where a training stands, in what a checkpoint holds of it besides episodes and trials.
+
+    Attributes:
+        begun: the epoch whose trial has begun last; None: none yet.
+        concluded: after how many gradient steps the final policy had its episode; None: not yet.
+        search_started: how many trials there were when the policy was last drawn at random.
+        predicted: the mean returns [] that the model predicted, in each step since the last trial.
+    """
+
+    begun: int | None = None
+    concluded: int | None = None
+    search_started: int = 0
+    predicted: list[Tensor] = field(default_factory=list)
 
 
 class LeftOver:

@@ -1,7 +1,9 @@
-"""What is kept of a trial."""
+"""What is kept of a trial, and what a sequence of them has come to."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,3 +35,19 @@ class Trial:
     def state_dict(self) -> dict[str, Any]:
         """Return plain values."""
         return dict(vars(self))
+
+
+def trials_without_progress(trials: Sequence[Trial], since: int = 0) -> int:
+    """Return how many trials in the end had neither a success nor a return above all before.
+
+    Args:
+        trials: in their order.
+        since: which of them is the first that may count.
+    """
+    best = -math.inf
+    waited = 0
+    for index, trial in enumerate(trials):
+        better = trial.success or trial.real_return > best
+        waited = 0 if better or index < since else waited + 1
+        best = max(best, trial.real_return)
+    return waited
