@@ -237,66 +237,27 @@ class PILCO(pl.LightningModule):
         rewards = self.cost.reward_offset - torch.stack(costs[: self.episode_steps])
         return self.manager.loss(), rewards.sum()
 
-    def reset_policy(self) -> None:
-        """Draw another policy at random, in place of the present one."""
-        centre = torch.zeros(self.world.spaces.observation_size)
-        if self.spread is not None:
-            spread = torch.tensor(self.spread)
-        elif self.episodes:
-            centre = self.initial.mean_value.cpu().double()
-            away = torch.cat([e.observations - centre for e in self.episodes])
-            spread = away.square().mean(0).sqrt()
-            # A coordinate that stays where it starts has nothing to be scaled by.
-            spread = torch.where(spread > 1e-12, spread, torch.ones_like(spread))
-        else:
-            spread = torch.ones_like(centre)
-        self.policy.reset(centre, spread)
+    def evaluate_policy(
+        self, episodes: int, seed: int, progress: Callable[[int], Any] | None = None
+    ) -> dict[str, list[Any]]:
+        """Act in the real environment, with nothing learned from it.
 
-    # -- a trial -----------------------------------------------------------------------------
+        Args:
+            episodes: how many.
+            seed: of the first; the next ones count on.
+            progress: called with 1 after each.
 
-    def setup(self, stage: str) -> None:
-        """Refuse particles that cannot be shared out, before an episode is spent."""
-        if stage == "fit":
-            share_of(self.trainer, self.particles, "particles")
-
-    def on_fit_start(self) -> None:
-        """Take the episodes of ``data``, and have all there are in the run's folder."""
-        # A checkpoint may also have been loaded to start another training from.
-        self._resumed = self._resumed and self.trainer.ckpt_path is not None
-        if not self._resumed:
-            self._progress.begun = None
-        self._before = None
-        self._stream.begin(self.device, rank=0, size=1)
-        name = self.hparams["environment"]
-        folder = run_folder(self.trainer, "episodes")
-        # All of it that the checkpoint does not know is what came after it.
-        data = None if self._resumed and same_folder(self.data, folder) else self.data
-        found = made_by_first(
-            self._trainer, lambda: earlier_episodes(data, self.episodes, self.env, name)
-        )
-        if folder is not None and self.trainer.is_global_zero:
-            self.kept = EpisodeFolder(folder)
-            self._left = LeftOver(folder, [*self.episodes, *(each.episode for each in found)])
-            keep_all(self.kept, self.episodes, self.trials, found, name)
-        self._data_seeds |= seeds_of(found)
-        self.episodes += [each.episode for each in found]
-        self.trials += [
-            trial_of(each, self.cost.return_of(each.episode, self.initial.mean_value))
-            for each in found
-        ]
-
-    def on_train_start(self) -> None:
-        """Begin the trial that a run comes to that goes on from a checkpoint between two epochs.
-
-        Lightning does not call the next hook there if the checkpoint was saved after the last step
-        of an epoch, but before its end.
+        Returns:
+            ``{"returns": [...], "success": [...]}``, one entry for each episode.
         """
-        loop = self.trainer.fit_loop
-        done = loop.epoch_loop.batch_progress.current.ready
-        between = done in (0, self.trainer.num_training_batches)
-        if self._resumed and between and not loop.done:
-            self.on_train_epoch_start()
-        self._resumed = False
+        done = []
+        for index in range(episodes):
+            done.append(collect_episode(self.env, self.act, seed + index))
+            if progress is not None:
+                progress(1)
+        return {"returns": [e.total for e in done], "success": [e.success for e in done]}
+
+    # -- a trial ------------------------------------------------------------------------------
 
     def on_train_epoch_start(self) -> None:
         """Collect an episode with the current policy and refit the model."""
@@ -324,12 +285,6 @@ class PILCO(pl.LightningModule):
     def on_train_end(self) -> None:
         """Give the final policy its episode, and draw the learning curve."""
         self._conclude()
-
-    def on_fit_end(self) -> None:
-        """Do so in a run that had been killed after its last step: Lightning trains it no more."""
-        if self.global_step not in (0, self._progress.concluded):
-            self._conclude()
-        self._resumed = False
 
     def collect(self, policy: PolicyFunction | None) -> Episode:
         """Act for one episode, keep it as data, and log what came of it."""
@@ -417,7 +372,65 @@ class PILCO(pl.LightningModule):
             for optimizer in self.trainer.optimizers:
                 optimizer.state.clear()
 
-    # -- Lightning ---------------------------------------------------------------------------
+    def reset_policy(self) -> None:
+        """Draw another policy at random, in place of the present one."""
+        centre = torch.zeros(self.world.spaces.observation_size)
+        if self.spread is not None:
+            spread = torch.tensor(self.spread)
+        elif self.episodes:
+            centre = self.initial.mean_value.cpu().double()
+            away = torch.cat([e.observations - centre for e in self.episodes])
+            spread = away.square().mean(0).sqrt()
+            # A coordinate that stays where it starts has nothing to be scaled by.
+            spread = torch.where(spread > 1e-12, spread, torch.ones_like(spread))
+        else:
+            spread = torch.ones_like(centre)
+        self.policy.reset(centre, spread)
+
+    def _own_cost(self) -> Cost:
+        if EnvironmentCost.is_known(self.world):
+            return EnvironmentCost()
+        return LearnedReward(self.dynamics.new_regressor())
+
+    def _predicted_return(self) -> float | None:
+        """Return the mean over the last steps, and forget them; None if there were none."""
+        # Those of a checkpoint are on the CPU.
+        last = [value.to(self.device) for value in self._progress.predicted[-_LAST:]]
+        self._progress.predicted = []
+        if not last:
+            return None
+        return statistics.fmean(mean_over_ranks(self._trainer, torch.stack(last)).tolist())
+
+    def _drawn_policy(self) -> dict[str, Tensor]:
+        self.reset_policy()
+        return {name: value.clone() for name, value in self.policy.state_dict().items()}
+
+    def _out_of_patience(self) -> bool:
+        if self.patience is None:
+            return False
+        return trials_without_progress(self.trials, self._progress.search_started) >= self.patience
+
+    def _conclude(self) -> None:
+        with self._trial():
+            self.collect(policy=self.act)
+            self._progress.concluded = self.global_step
+        folder = self.trainer.log_dir
+        if self.trainer.is_global_zero and self.loggers and folder is not None:
+            plot_trials(self.trials, Path(folder) / "learning_curve.png")
+
+    def _log_now(self, metrics: dict[str, float]) -> None:
+        # self.log would file an episode under the end of the epoch that it starts.
+        if self._trainer is None or not self.trainer.is_global_zero:
+            return
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step=self.global_step)
+
+    # -- Lightning ----------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Refuse particles that cannot be shared out, before an episode is spent."""
+        if stage == "fit":
+            share_of(self.trainer, self.particles, "particles")
 
     def train_dataloader(self) -> DataLoader[int]:
         """Return ``steps`` batches without content: the data are the model's own rollouts."""
@@ -430,6 +443,53 @@ class PILCO(pl.LightningModule):
             optimizer, T_0=self.steps, eta_min=self.final_learning_rate * self.learning_rate
         )
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    # -- what a run starts from, and goes on from ---------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Take the episodes of ``data``, and have all there are in the run's folder."""
+        # A checkpoint may also have been loaded to start another training from.
+        self._resumed = self._resumed and self.trainer.ckpt_path is not None
+        if not self._resumed:
+            self._progress.begun = None
+        self._before = None
+        self._stream.begin(self.device, rank=0, size=1)
+        name = self.hparams["environment"]
+        folder = run_folder(self.trainer, "episodes")
+        # All of it that the checkpoint does not know is what came after it.
+        data = None if self._resumed and same_folder(self.data, folder) else self.data
+        found = made_by_first(
+            self._trainer, lambda: earlier_episodes(data, self.episodes, self.env, name)
+        )
+        if folder is not None and self.trainer.is_global_zero:
+            self.kept = EpisodeFolder(folder)
+            self._left = LeftOver(folder, [*self.episodes, *(each.episode for each in found)])
+            keep_all(self.kept, self.episodes, self.trials, found, name)
+        self._data_seeds |= seeds_of(found)
+        self.episodes += [each.episode for each in found]
+        self.trials += [
+            trial_of(each, self.cost.return_of(each.episode, self.initial.mean_value))
+            for each in found
+        ]
+
+    def on_train_start(self) -> None:
+        """Begin the trial that a run comes to that goes on from a checkpoint between two epochs.
+
+        Lightning does not call the next hook there if the checkpoint was saved after the last step
+        of an epoch, but before its end.
+        """
+        loop = self.trainer.fit_loop
+        done = loop.epoch_loop.batch_progress.current.ready
+        between = done in (0, self.trainer.num_training_batches)
+        if self._resumed and between and not loop.done:
+            self.on_train_epoch_start()
+        self._resumed = False
+
+    def on_fit_end(self) -> None:
+        """Conclude a run that had been killed after its last step: Lightning trains it no more."""
+        if self.global_step not in (0, self._progress.concluded):
+            self._conclude()
+        self._resumed = False
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the episodes, which the model is refitted to, and the class's name."""
@@ -467,33 +527,6 @@ class PILCO(pl.LightningModule):
         self._stream.load(progress["stream"])
         set_generators(self.env, progress["environment"])
 
-    def evaluate_policy(
-        self, episodes: int, seed: int, progress: Callable[[int], Any] | None = None
-    ) -> dict[str, list[Any]]:
-        """Act in the real environment, with nothing learned from it.
-
-        Args:
-            episodes: how many.
-            seed: of the first; the next ones count on.
-            progress: called with 1 after each.
-
-        Returns:
-            ``{"returns": [...], "success": [...]}``, one entry for each episode.
-        """
-        done = []
-        for index in range(episodes):
-            done.append(collect_episode(self.env, self.act, seed + index))
-            if progress is not None:
-                progress(1)
-        return {"returns": [e.total for e in done], "success": [e.success for e in done]}
-
-    # -- inner -------------------------------------------------------------------------------
-
-    def _own_cost(self) -> Cost:
-        if EnvironmentCost.is_known(self.world):
-            return EnvironmentCost()
-        return LearnedReward(self.dynamics.new_regressor())
-
     @contextmanager
     def _trial(self) -> Iterator[None]:
         """Draw from the trials' stream; a checkpoint saved meanwhile is of before the block.
@@ -512,39 +545,6 @@ class PILCO(pl.LightningModule):
             "episodes": len(self.episodes),
             "predicted": stacked(self._progress.predicted[-_LAST:]),
         }
-
-    def _predicted_return(self) -> float | None:
-        """Return the mean over the last steps, and forget them; None if there were none."""
-        # Those of a checkpoint are on the CPU.
-        last = [value.to(self.device) for value in self._progress.predicted[-_LAST:]]
-        self._progress.predicted = []
-        if not last:
-            return None
-        return statistics.fmean(mean_over_ranks(self._trainer, torch.stack(last)).tolist())
-
-    def _conclude(self) -> None:
-        with self._trial():
-            self.collect(policy=self.act)
-            self._progress.concluded = self.global_step
-        folder = self.trainer.log_dir
-        if self.trainer.is_global_zero and self.loggers and folder is not None:
-            plot_trials(self.trials, Path(folder) / "learning_curve.png")
-
-    def _drawn_policy(self) -> dict[str, Tensor]:
-        self.reset_policy()
-        return {name: value.clone() for name, value in self.policy.state_dict().items()}
-
-    def _out_of_patience(self) -> bool:
-        if self.patience is None:
-            return False
-        return trials_without_progress(self.trials, self._progress.search_started) >= self.patience
-
-    def _log_now(self, metrics: dict[str, float]) -> None:
-        # self.log would file an episode under the end of the epoch that it starts.
-        if self._trainer is None or not self.trainer.is_global_zero:
-            return
-        for logger in self.loggers:
-            logger.log_metrics(metrics, step=self.global_step)
 
 
 def _part(name: str, given: Any, kind: type[Any], default: Callable[[], Any]) -> Any:
