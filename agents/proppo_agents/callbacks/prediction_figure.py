@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from lightning_proppo.callbacks.tensorboard import tensorboard_writers
+from proppo_agents.arguments import check_count
 from proppo_agents.callbacks.base import EpisodeCallback
 from proppo_agents.encodings import onto_circles
 from proppo_agents.experience.episodes import Episode, PolicyFunction
@@ -44,10 +45,8 @@ class PredictionFigure(EpisodeCallback):
     """
 
     def __init__(self, particles: int = 200, every_n_trials: int = 1, seed: int = 0) -> None:
-        if particles < 2:
-            raise ValueError(f"particles must be at least 2; got {particles}.")
-        if every_n_trials < 1:
-            raise ValueError(f"every_n_trials must be at least 1; got {every_n_trials}.")
+        check_count("particles", particles, 2)
+        check_count("every_n_trials", every_n_trials)
         self.particles = particles
         self.every_n_trials = every_n_trials
         self.seed = seed

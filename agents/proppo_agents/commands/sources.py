@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,11 +105,3 @@ def _of_module(module: Any, policy: PolicyFunction | None, steps: int = 0) -> So
     told = module.hparams
     name = told.get("environment") or module.env.spec.id
     return Source(module.env, policy, name, told.get("environment_options") or {}, steps)
-
-
-def positive(text: str) -> int:
-    """Return a number that is at least 1, as argparse wants it."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {value}")
-    return value

@@ -142,7 +142,7 @@ def test_files_are_written_without_a_logger_too(tmp_path: Path) -> None:
         (lambda: PredictionFigure(particles=1), "particles must be at least 2; got 1"),
         (lambda: PredictionFigure(every_n_trials=0), "every_n_trials must be at least 1; got 0"),
         (lambda: EpisodeVideo(every_n_epochs=0), "every_n_epochs must be at least 1; got 0"),
-        (lambda: EpisodeVideo(file_format="avi"), "file_format must be 'mp4' or 'gif'; got 'avi'"),
+        (lambda: EpisodeVideo(file_format="avi"), "file_format must be one of mp4, gif; got 'avi'"),
     ],
 )
 def test_wrong_arguments_are_refused(make: Any, told: str) -> None:
