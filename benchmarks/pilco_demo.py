@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import importlib
 import io
 import logging
@@ -49,6 +48,7 @@ from tqdm import tqdm
 
 from lightning_proppo import PropagationCallback
 from proppo_agents import PILCO, GPDynamics, RBFPolicy, SaturatingCost
+from proppo_agents.figures.experiment import Row, write_table
 
 PEER = "pipps_demo"
 PRECISIONS = {"float32": "32-true", "float64": "64-true"}
@@ -230,7 +230,7 @@ def initialize(model: Any, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
     likelihood.task_noises = outputs.var(0)
 
 
-def write(rows: Sequence[dict[str, Any]]) -> None:
+def write(rows: Sequence[Row]) -> None:
     """Print the medians of the rounds, and ratios to the demo's."""
     agents = list(dict.fromkeys(row["agent"] for row in rows))
     names = FIELDS[2:-1]
@@ -257,14 +257,6 @@ def write(rows: Sequence[dict[str, Any]]) -> None:
     lines.append(f"\nProcesses that wanted to run (load): {min(loads):.1f} to {max(loads):.1f}")
     lines[-1] += f" on {os.cpu_count()} processors."
     sys.stdout.write("\n".join(lines) + "\n")
-
-
-def save(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write what there is so far."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def main() -> None:
@@ -303,7 +295,7 @@ def main() -> None:
                 rows[-1]["load"] = os.getloadavg()[0]
                 bar.update()
                 if arguments.csv is not None:
-                    save(rows, arguments.csv)
+                    write_table(arguments.csv, FIELDS, rows)
     write(rows)
 
 

@@ -31,13 +31,12 @@ from proppo_agents.figures.style import new_figure, save
 from proppo_agents.figures.timing import (
     FIELDS,
     HORIZON,
-    Gradient,
     Network,
     all_gradients,
     draw_ratios,
     summary,
-    times,
 )
+from proppo_agents.figures.turns import Gradient, times
 
 
 def peer_gradient(network: Network, name: str) -> Gradient:
