@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from benchmarks.pipps_demo import PEER
 from benchmarks.stages import Stages
 from lightning_proppo import PropagationManager
 from proppo_agents import PILCO, GPDynamics, RBFPolicy
@@ -43,7 +44,6 @@ from proppo_agents.figures.turns import quartiles, ratio, times
 
 ESTIMATORS = ("RP", "LR", "TP")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-PEER = "pipps_demo"
 SHARES = ("dynamics", "policy", "propagation", "optimizer")
 COLOURS = dict(zip(SHARES, style.COLOURS, strict=False))
 FIELDS = [
