@@ -5,14 +5,7 @@
     python -m benchmarks.bookkeeping --peer DIR           # beside a checkout of the prototype
     python -m benchmarks.bookkeeping --counts 10000000 --repetitions 2
 
-A rollout of empty nodes in a row, with "no computation" (a bare ``Propagator()``: what the paper
-times) and with "empty computations" (a propagator whose own forward and backward computations
-return nothing, so that both are called at every node). Time a node is the median over repetitions,
-with the least and the greatest; short rollouts are repeated until they make 10,000 nodes, and what
-takes turns in one repetition shares a busy machine's moods. Backward is ``manager.backward()``, so
-it includes closing the rollout. Memory a node is what Python has allocated for it and not freed
-when the rollout has been recorded (tracemalloc, in a run of its own that is not timed; None beyond
-a million nodes, where tracing itself takes gigabytes).
+What is measured, :mod:`proppo_agents.figures.bookkeeping` says.
 """
 
 from __future__ import annotations
@@ -26,7 +19,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from proppo_agents.figures.bookkeeping import FIELDS, draw, measure, our_systems
+from proppo_agents.figures.bookkeeping import FIELDS, Settings, draw, measure, our_systems
 from proppo_agents.figures.experiment import Row, write_table
 from proppo_agents.figures.style import save
 
@@ -98,8 +91,8 @@ def main() -> None:
     if arguments.csv is not None:
         write_table(arguments.csv, FIELDS, rows)
     if arguments.png is not None:
-        note = f"medians of {arguments.repetitions} repetitions; bands: least and greatest"
-        save(draw(rows, note), arguments.png)
+        note = Settings(tuple(arguments.counts), arguments.repetitions)
+        save(draw(rows, str(note)), arguments.png)
 
 
 if __name__ == "__main__":

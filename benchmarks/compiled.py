@@ -14,21 +14,20 @@ is the median of the turns' ratios.
 from __future__ import annotations
 
 import argparse
-import csv
-import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Normal
 from tqdm import tqdm
 
-from benchmarks.timing import Gradient, times
 from lightning_proppo import PropagationManager, expand
+from proppo_agents.figures.experiment import Row, write_table
+from proppo_agents.figures.style import line_style, new_figure, save
+from proppo_agents.figures.turns import Gradient, quartiles, ratio, times
 
 HORIZON, NOISE, STEP = 20, 1e-2, 0.1
 GRAVITY, FRICTION, MASS, LENGTH = 9.82, 0.1, 0.5, 0.5
@@ -78,14 +77,14 @@ def gradient(step: Step, estimator: str, particles: int, device: torch.device) -
     return torch.autograd.grad(manager.loss(), [parameter])[0]
 
 
-def table(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def table(arguments: argparse.Namespace) -> list[Row]:
     """Return a row for each size, estimator and kind of step."""
     # A function whose backward pass was first compiled for a graph that is not kept (plain RP here)
     # gives buffers away, and cannot be pulled from twice.
     torch._functorch.config.donated_buffer = False  # type: ignore[attr-defined]
     device = torch.device(arguments.device)
     steps: dict[str, Step] = {EAGER: step, COMPILED: torch.compile(step)}
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for particles in arguments.particles:
         for estimator in ESTIMATORS:
             gradients: dict[str, Gradient] = {
@@ -98,45 +97,32 @@ def table(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             with tqdm(total=arguments.repetitions, desc=label, leave=False, disable=None) as bar:
                 found = times(gradients, arguments.repetitions, device, bar)
             for name, seconds in found.items():
-                low, middle, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))
-                row = {"particles": particles, "estimator": estimator, "step": name}
-                row |= {"milliseconds": middle, "low": low, "high": high}
-                row["gain"] = statistics.median(
-                    a / b for a, b in zip(found[EAGER], seconds, strict=True)
-                )
+                row: Row = {"particles": particles, "estimator": estimator, "step": name}
+                row |= quartiles(seconds) | {"gain": ratio(found[EAGER], seconds)}
                 rows.append(row)
                 sys.stdout.write(
-                    f"{particles:>9} {estimator:<9} {name:<9} {middle:8.1f} {low:8.1f} .."
-                    f"{high:8.1f} {row['gain']:6.2f}\n"
+                    f"{particles:>9} {estimator:<9} {name:<9} {row['milliseconds']:8.1f} "
+                    f"{row['low']:8.1f} ..{row['high']:8.1f} {row['gain']:6.2f}\n"
                 )
                 sys.stdout.flush()
     return rows
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
+def draw(rows: list[Row], path: Path) -> None:
     """Draw the gain against particles."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(5, 3.2), layout="constrained")
-    for estimator, marker in zip(ESTIMATORS, "os^D", strict=True):
+    figure = new_figure(5.0, 3.2, "Gain of torch.compile on the model", "")
+    ax = figure.add_subplot()
+    for estimator in ESTIMATORS:
         own = [row for row in rows if row["estimator"] == estimator and row["step"] == COMPILED]
-        ax.plot(
-            [row["particles"] for row in own],
-            [row["gain"] for row in own],
-            marker=marker,
-            label=estimator,
-        )
+        particles = [row["particles"] for row in own]
+        ax.plot(particles, [row["gain"] for row in own], **line_style(estimator))
     ax.axhline(1, color="0.6", linewidth=1)
     ax.set_xscale("log")
     ax.set_ylim(bottom=0)
     ax.set_xlabel("particles")
     ax.set_ylabel("time as it is / time compiled")
     ax.legend(fontsize=8)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)
 
 
 def main() -> None:
@@ -157,10 +143,7 @@ def main() -> None:
     )
     rows = table(arguments)
     if arguments.csv is not None:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(arguments.csv, FIELDS, rows)
     if arguments.png is not None:
         draw(rows, arguments.png)
 

@@ -22,12 +22,12 @@ import sys
 import time
 import warnings
 import weakref
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from benchmarks.process import resident
 from lightning_proppo import PropagationCallback, PropagationManager
 from lightning_proppo.installed_lightning import pl
 from lightning_proppo.propagators import Propagator, estimator_names
@@ -96,15 +96,6 @@ class WatchTraining(pl.Callback):
         """Read the memory."""
         self.watch.end(trainer.global_step)
         self.bar.update()
-
-
-def resident() -> int:
-    """Return this process's resident bytes; 0 where there is no /proc."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
-    return 1024 * int(line.split()[1])
 
 
 def small_network(particles: int, horizon: int, steps: int = 1) -> ChaoticRNNModule:

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from lightning_proppo import PropagationManager
 from lightning_proppo.comparison import Comparison, Findings
 from lightning_proppo.propagators.comparing import comparing_propagators
+from proppo_agents.figures.repetitions import bootstrap_interval
 from proppo_envs import ChaoticRNN
 
 ESTIMATORS = ("RP", "LR", "TP")
@@ -114,8 +115,7 @@ def accuracy(repetitions: int) -> None:
         found = [look(problem) for _ in tqdm(range(100), leave=False, disable=None)]
         for number, name in enumerate(ESTIMATORS):
             values = torch.tensor([row[number] for row in gradients], dtype=torch.float64)
-            drawn = torch.randint(len(values), (2000, len(values)))
-            low, high = values[drawn].var(1).quantile(torch.tensor([0.025, 0.975]).double())
+            low, high = bootstrap_interval(values)
             looks = torch.tensor([f.estimates[name].variance for f in found], dtype=torch.float64)
             q = looks.quantile(torch.tensor([0.25, 0.5, 0.75]).double())
             sys.stdout.write(

@@ -14,16 +14,13 @@ input more.
 
 The trainings take turns, one thread each. Shown are the processor's time of this process (user and
 system), which other programs on the machine disturb less than the time on the clock, and that too.
-The demo is written for Gym 0.19 and GPyTorch 1.3.1. Here its environment is made without Gym's
-wrappers, and its parts for MuJoCo and films, which need more, are left out. With another GPyTorch,
-which has other names for the noise, its initial hyperparameters are set by those.
+How the demo is run today, :mod:`benchmarks.pipps_demo` says.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import importlib
 import io
 import logging
@@ -32,7 +29,6 @@ import statistics
 import sys
 import tempfile
 import time
-import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -47,10 +43,11 @@ import torch
 from pytorch_lightning.loggers import CSVLogger
 from tqdm import tqdm
 
+from benchmarks.pipps_demo import PEER, import_stand_ins, peer_settings
 from lightning_proppo import PropagationCallback
 from proppo_agents import PILCO, GPDynamics, RBFPolicy, SaturatingCost
+from proppo_agents.figures.experiment import Row, write_table
 
-PEER = "pipps_demo"
 PRECISIONS = {"float32": "32-true", "float64": "64-true"}
 FIELDS = ["agent", "round", "fit_cpu", "rest_cpu", "total_cpu", "fit_wall", "rest_wall"]
 FIELDS += ["total_wall", "load"]
@@ -143,7 +140,7 @@ def train_peer(arguments: argparse.Namespace, folder: Path) -> Clock:
         own_fit = agents.MBAgent.train_dynamics_model
         agents.MBAgent.train_dynamics_model = clock.timed("fit", own_fit)
         try:
-            settings = peer_settings(arguments)
+            settings = peer_settings(arguments, horizon_of_ours())
             with clock.measure("all"), contextlib.redirect_stderr(io.StringIO()):
                 train.main(settings)
         finally:
@@ -151,86 +148,7 @@ def train_peer(arguments: argparse.Namespace, folder: Path) -> Clock:
     return clock
 
 
-def peer_settings(arguments: argparse.Namespace) -> argparse.Namespace:
-    """Return the options of the demo's command: ours, and otherwise its defaults."""
-    return argparse.Namespace(
-        env="pipps-cartpole-swingup-v0",
-        noise_k=1.0,
-        batch_size=arguments.particles,
-        rbf_centers=arguments.centres,
-        lr=1e-2,
-        dynamics_lr=0.1,
-        render=False,
-        gpu=False,
-        num_random_trials=1,
-        num_learned_trials=arguments.trials,
-        num_evaluates=0,
-        num_opt_steps=arguments.steps,
-        num_dynamics_opt_steps=arguments.fit_steps,
-        rollout_horizon=horizon_of_ours(),
-        init_noise_std=0.02,
-        jitter=1e-6,
-        dynamics_model="gp",
-        method="TP",
-        activation="sins",
-        loss="Regular",
-        load_policy=None,
-        load_dynamics=None,
-        load_dynamics_data=None,
-        resume=None,
-        id="benchmark",
-        record=False,
-        save_git=False,
-        plot_traj=False,
-        num_threads=arguments.threads,
-    )
-
-
-def import_stand_ins() -> None:
-    """Put what the demo needs of Gym into its place, and leave out MuJoCo and films."""
-
-    def module(name: str, **contents: Any) -> types.ModuleType:
-        made = types.ModuleType(name)
-        vars(made).update(contents)
-        sys.modules[name] = made
-        return made
-
-    entry_points: dict[str, tuple[str, dict[str, Any]]] = {}
-
-    def register(id: str, entry_point: str, kwargs: dict[str, Any]) -> None:
-        entry_points[id] = entry_point, kwargs
-
-    def make(id: str, **options: Any) -> Any:
-        entry_point, kwargs = entry_points[id]
-        where, name = entry_point.split(":")
-        return getattr(importlib.import_module(where), name)(**{**kwargs, **options})
-
-    if "gym" in sys.modules:
-        return
-    from gymnasium.utils import seeding
-
-    module("gym.envs")
-    module("gym.envs.registration", register=register)
-    utils = module("gym.utils", seeding=seeding)
-    module("gym", Env=gymnasium.Env, spaces=gymnasium.spaces, utils=utils, make=make)
-    module("cv2")
-    module("pipps.envs.dm_control.base", DmControlWrapper=type("DmControlWrapper", (), {}))
-    gaussian_processes = importlib.import_module("pipps.dynamics_models")
-    likelihood = gaussian_processes.MultitaskGaussianLikelihood(num_tasks=2)
-    if not hasattr(likelihood, "noise_covar"):
-        gaussian_processes.GPDynamicsModel.smart_param_init = initialize
-        gaussian_processes.GPDynamicsModel.print_properties = lambda model: None
-
-
-def initialize(model: Any, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
-    """Set the demo's initial hyperparameters by the names of GPyTorch from 1.4 on."""
-    kernel, likelihood = model.model.covar_module, model.likelihood
-    kernel.base_kernel.lengthscale = (inputs.std(0) / 10).expand(outputs.shape[1], 1, -1)
-    likelihood.noise = outputs.var(0).mean().reshape(1) / 1000
-    likelihood.task_noises = outputs.var(0)
-
-
-def write(rows: Sequence[dict[str, Any]]) -> None:
+def write(rows: Sequence[Row]) -> None:
     """Print the medians of the rounds, and ratios to the demo's."""
     agents = list(dict.fromkeys(row["agent"] for row in rows))
     names = FIELDS[2:-1]
@@ -257,14 +175,6 @@ def write(rows: Sequence[dict[str, Any]]) -> None:
     lines.append(f"\nProcesses that wanted to run (load): {min(loads):.1f} to {max(loads):.1f}")
     lines[-1] += f" on {os.cpu_count()} processors."
     sys.stdout.write("\n".join(lines) + "\n")
-
-
-def save(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write what there is so far."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def main() -> None:
@@ -303,7 +213,7 @@ def main() -> None:
                 rows[-1]["load"] = os.getloadavg()[0]
                 bar.update()
                 if arguments.csv is not None:
-                    save(rows, arguments.csv)
+                    write_table(arguments.csv, FIELDS, rows)
     write(rows)
 
 

@@ -40,7 +40,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.pilco import EPISODES, add, read, table
-from proppo_agents.episodes import Episode, collect_episode
+from proppo_agents.experience.episodes import Episode, collect_episode
 
 ENVIRONMENT = "proppo_envs:CartPoleSwingUp-v0"
 SECONDS = 2.5

@@ -19,9 +19,7 @@ the process's resident memory at its peak, in a first gradient of full size (Lin
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -33,8 +31,11 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from tqdm import tqdm
 
-from benchmarks.timing import Gradient, times
+from benchmarks.process import resident
 from lightning_proppo import PropagationManager, expand
+from proppo_agents.figures.experiment import Row, write_table
+from proppo_agents.figures.style import ORANGE, new_figure, save
+from proppo_agents.figures.turns import Gradient, quartiles, ratio, times
 
 SCALAR, PARAMETERS, NODE = "TP, scalar", "TP, parameters", "TP, node"
 ESTIMATORS = ("RP", SCALAR, PARAMETERS, NODE)
@@ -113,15 +114,6 @@ def tensor_peak(gradient: Gradient) -> int:
     return peak
 
 
-def resident(name: str) -> int:
-    """Return this process's VmRSS or VmHWM (its peak) in bytes; 0 where there is no /proc."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0
-    line = next(line for line in status.read_text().splitlines() if line.startswith(name))
-    return 1024 * int(line.split()[1])
-
-
 def measure_memory(arguments: argparse.Namespace, estimator: str) -> tuple[int, int]:
     """Return what one gradient takes in this process: tensors' and resident bytes."""
     # Libraries are loaded, and plans made, before counting begins.
@@ -144,18 +136,17 @@ def memory(arguments: argparse.Namespace, estimator: str) -> tuple[float, float]
     return tensors, grown
 
 
-def table(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def table(arguments: argparse.Namespace) -> list[Row]:
     """Return a row for each estimator."""
     rollout = Rollout(arguments.hidden, arguments.particles, arguments.horizon)
     gradients = {name: rollout.gradient(name) for name in ESTIMATORS}
     with tqdm(total=arguments.repetitions, desc="gradients", leave=False, disable=None) as bar:
         found = times(gradients, arguments.repetitions, torch.device("cpu"), bar)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for name, seconds in found.items():
-        low, middle, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))
-        row = {"estimator": name, "milliseconds": middle, "low": low, "high": high}
+        row: Row = {"estimator": name} | quartiles(seconds)
         for key, other in (("time_to_rp", "RP"), ("time_to_scalar", SCALAR)):
-            row[key] = statistics.median(a / b for a, b in zip(seconds, found[other], strict=True))
+            row[key] = ratio(seconds, found[other])
         row["tensor_mib"], row["resident_mib"] = memory(arguments, name)
         row["memory_to_rp"] = row["tensor_mib"] / (rows or [row])[0]["tensor_mib"]
         if row["resident_mib"] > 0:
@@ -164,7 +155,7 @@ def table(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def write(rows: Sequence[dict[str, Any]]) -> None:
+def write(rows: Sequence[Row]) -> None:
     """Print the table."""
     for row in rows:
         sys.stdout.write(
@@ -175,14 +166,10 @@ def write(rows: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     """Draw time and memory side by side."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True, layout="constrained")
+    figure = new_figure(9.0, 2.8, title, "")
+    axes = figure.subplots(1, 2, sharey=True)
     names = [row["estimator"] for row in rows]
     middles = [row["milliseconds"] for row in rows]
     spread = [
@@ -191,12 +178,10 @@ def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     ]
     axes[0].barh(names, middles, xerr=spread, capsize=3)
     axes[0].set_xlabel("a gradient (ms; median and quartiles)")
-    axes[1].barh(names, [row["tensor_mib"] for row in rows], color="C1")
+    axes[1].barh(names, [row["tensor_mib"] for row in rows], color=ORANGE)
     axes[1].set_xlabel("tensors at their peak (MiB)")
     axes[0].invert_yaxis()
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)
 
 
 def main() -> None:
@@ -229,10 +214,7 @@ def main() -> None:
     rows = table(arguments)
     write(rows)
     if arguments.csv is not None:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(arguments.csv, FIELDS, rows)
     if arguments.png is not None:
         draw(rows, title, arguments.png)
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import io
 import statistics
 import sys
@@ -33,17 +32,20 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from benchmarks.pipps_demo import PEER
 from benchmarks.stages import Stages
-from benchmarks.timing import times
 from lightning_proppo import PropagationManager
 from proppo_agents import PILCO, GPDynamics, RBFPolicy
-from proppo_agents.episodes import Episode
+from proppo_agents.experience.episodes import Episode
+from proppo_agents.figures import style
+from proppo_agents.figures.experiment import Row, write_table
+from proppo_agents.figures.style import new_figure, save
+from proppo_agents.figures.turns import quartiles, ratio, times
 
 ESTIMATORS = ("RP", "LR", "TP")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-PEER = "pipps_demo"
 SHARES = ("dynamics", "policy", "propagation", "optimizer")
-COLOURS = {name: f"C{k}" for k, name in enumerate(SHARES)}
+COLOURS = dict(zip(SHARES, style.COLOURS, strict=False))
 FIELDS = [
     "points",
     "estimator",
@@ -166,7 +168,7 @@ def shares(agent: PILCO, estimator: str, repetitions: int) -> dict[str, float]:
     return {name: statistics.median(own) for name, own in found.items()}
 
 
-def table(arguments: argparse.Namespace, points: int) -> list[dict[str, Any]]:
+def table(arguments: argparse.Namespace, points: int) -> list[Row]:
     """Return the rows for one number of data."""
     torch.manual_seed(0)
     collector = PILCO()
@@ -186,26 +188,20 @@ def table(arguments: argparse.Namespace, points: int) -> list[dict[str, Any]]:
         found = times(steps, arguments.repetitions, torch.device("cpu"), bar)
     rows = []
     for (estimator, name), seconds in found.items():
-        low, middle, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))
-        row = {"points": points, "estimator": estimator, "agent": name}
-        row |= {"milliseconds": middle, "low": low, "high": high}
+        row: Row = {"points": points, "estimator": estimator, "agent": name} | quartiles(seconds)
         theirs = found.get((estimator, PEER))
         if theirs is not None and name != PEER:
-            row["speed_up"] = statistics.median(b / a for a, b in zip(seconds, theirs, strict=True))
+            row["speed_up"] = ratio(theirs, seconds)
         if name in agents:
             row |= shares(agents[name], estimator, arguments.repetitions)
         rows.append(row)
     return rows
 
 
-def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     """Draw the steps' times, divided into stages."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(8, 1.5 + 0.3 * len(rows)), layout="constrained")
+    figure = new_figure(8.0, 1.5 + 0.3 * len(rows), title, "")
+    ax = figure.add_subplot()
     labels = [f"{row['points']} points, {row['estimator']}, {row['agent']}" for row in rows]
     left = [0.0] * len(rows)
     for stage in (*SHARES, PEER):
@@ -225,13 +221,11 @@ def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     ax.errorbar(middles, labels, xerr=spread, fmt="none", ecolor="black", capsize=2)
     ax.invert_yaxis()
     ax.set_xlabel("a policy step (ms; median and quartiles)")
-    ax.set_title(title, fontsize=10)
     ax.legend(fontsize=8)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)
 
 
-def write(rows: Sequence[dict[str, Any]]) -> None:
+def write(rows: Sequence[Row]) -> None:
     """Print rows of the table."""
     for row in rows:
         speed_up = f"{row['speed_up']:8.1f}" if "speed_up" in row else f"{'':8}"
@@ -273,16 +267,13 @@ def main() -> None:
         + "".join(f" {stage:>11}" for stage in SHARES)
         + "\n"
     )
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for points in arguments.points:
         found = table(arguments, points)
         write(found)
         rows += found
     if arguments.csv is not None:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(arguments.csv, FIELDS, rows)
     if arguments.png is not None:
         title = (
             f"PILCO: horizon {arguments.horizon}, {arguments.particles} particles, "

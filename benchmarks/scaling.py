@@ -16,14 +16,13 @@ policy's parameters). With N ranks the variance is to be that of N times the par
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +33,17 @@ from torch import Tensor, nn
 from lightning_proppo import PropagationManager
 from lightning_proppo.callbacks.noise import NoiseStream
 from proppo_agents import PILCO, GPDynamics
-from proppo_envs.chaotic_rnn import ChaoticRNN
+from proppo_agents.figures.experiment import Row, write_table
+from proppo_agents.figures.style import BLUE, VERMILLION, new_figure, save
+from proppo_agents.figures.turns import Gradient
+from proppo_envs import ChaoticRNN
 
 SYSTEMS = ("chaotic RNN", "PILCO")
 BETA, HORIZON, POINTS = 2.5, 100, 125
 FIELDS = ["system", "device", "ranks", "particles", "milliseconds", "low", "high"]
 FIELDS += ["particles_per_second", "variance", "variance_low", "variance_high"]
-COLOURS = {"chaotic RNN": "#0072B2", "PILCO": "#D55E00"}  # Okabe and Ito's
+COLOURS = {"chaotic RNN": BLUE, "PILCO": VERMILLION}
 MARKERS = {1: "o", 2: "s", 4: "^", 8: "D"}
-Gradient = Callable[[], Tensor]
 
 
 def chaotic_gradient(particles: int, device: torch.device) -> Gradient:
@@ -156,7 +157,7 @@ def variance(gradients: Tensor, draws: int = 1000) -> tuple[float, float, float]
     return gradients.var(0).sum().item(), low, high
 
 
-def rows_of(arguments: argparse.Namespace, device: str, ranks: int) -> list[dict[str, Any]]:
+def rows_of(arguments: argparse.Namespace, device: str, ranks: int) -> list[Row]:
     """Return the table's rows for one number of ranks."""
     rows = []
     for (system, particles), (seconds, gradients) in launch(arguments, device, ranks).items():
@@ -167,14 +168,10 @@ def rows_of(arguments: argparse.Namespace, device: str, ranks: int) -> list[dict
     return rows
 
 
-def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw throughput and variance against the particles of all ranks."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure = new_figure(11.0, 4.5, "Throughput and variance against particles and ranks", "")
+    axes = figure.subplots(1, 2)
     lines = dict.fromkeys((row["system"], row["device"], row["ranks"]) for row in rows)
     for number, (system, device, ranks) in enumerate(lines):
         own = [r for r in rows if (r["system"], r["device"], r["ranks"]) == (system, device, ranks)]
@@ -204,8 +201,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         ax.set_ylabel(label)
         ax.grid(alpha=0.3, which="both")
     axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)
 
 
 def main() -> None:
@@ -240,7 +236,7 @@ def main() -> None:
         f"{'system':<12} {'device':<6} {'ranks':>5} {'particles':>9} {'ms':>9} "
         f"{'quartiles':>19} {'particles/s':>11} {'variance':>10} {'95 % interval':>21}\n"
     )
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for device, ranks in settings:
         for row in rows_of(arguments, device, ranks):
             rows.append(row)
@@ -252,10 +248,7 @@ def main() -> None:
             )
         sys.stdout.flush()
     if arguments.csv is not None:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(arguments.csv, FIELDS, rows)
     if arguments.png is not None:
         draw(rows, arguments.png)
 

@@ -5,12 +5,9 @@
     python -m benchmarks.timing --peer DIR               # beside a checkout of the prototype
     python -m benchmarks.timing --device cuda
 
-A recurrent network with as many neurons as dimensions, horizon 10, differentiated with respect to
-its inverse temperature: forward and backward. Estimators take turns; shown are medians of the time
-with quartiles, and the ratio to plain PyTorch (reparameterized, without this package), the median
-of the turns' ratios. A batch of 100,000 takes 15 GB and, with the prototype, ten minutes
-(``--batches`` and ``--dimensions`` choose the sizes). The smallest is 2: a leave-one-out baseline
-needs another particle.
+What is measured, :mod:`proppo_agents.figures.timing` says. A batch of 100,000 takes 15 GB and, with
+the prototype, ten minutes (``--batches`` and ``--dimensions`` choose the sizes). The smallest is 2:
+a leave-one-out baseline needs another particle.
 """
 
 from __future__ import annotations
@@ -31,13 +28,12 @@ from proppo_agents.figures.style import new_figure, save
 from proppo_agents.figures.timing import (
     FIELDS,
     HORIZON,
-    Gradient,
     Network,
     all_gradients,
     draw_ratios,
     summary,
-    times,
 )
+from proppo_agents.figures.turns import Gradient, times
 
 
 def peer_gradient(network: Network, name: str) -> Gradient:

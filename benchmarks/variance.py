@@ -26,10 +26,8 @@ from lightning_proppo import expand
 from proppo_agents.figures.experiment import Row, write_table
 from proppo_agents.figures.repetitions import measure
 from proppo_agents.figures.style import save
-from proppo_agents.figures.variance import ESTIMATORS, FIELDS, draw, our_gradient
+from proppo_agents.figures.variance import ESTIMATORS, FIELDS, PAPERS, Settings, draw, our_gradient
 from proppo_envs import ChaoticRNN
-
-PEERS = ("RP", "LR", "TP")
 
 
 def peer_gradient(name: str, beta: float, particles: int) -> Callable[[], float]:
@@ -158,7 +156,7 @@ def main() -> None:
             name: our_gradient(name, beta, arguments.particles) for name in arguments.estimators
         }
         if arguments.peer is not None:
-            for name in PEERS:
+            for name in PAPERS:
                 gradients[f"prototype {name}"] = peer_gradient(name, beta, arguments.particles)
         with tqdm(
             total=arguments.repetitions, desc=f"beta {beta}", leave=False, disable=None
@@ -169,11 +167,8 @@ def main() -> None:
     if arguments.csv is not None:
         write_table(arguments.csv, FIELDS, rows)
     if arguments.png is not None:
-        note = (
-            f"batch {arguments.particles}, horizon {ChaoticRNN().horizon}, "
-            f"{arguments.repetitions} independent repetitions; bands: 95 % intervals (bootstrap)"
-        )
-        save(draw(rows, note), arguments.png)
+        note = Settings(repetitions=arguments.repetitions, particles=arguments.particles)
+        save(draw(rows, str(note)), arguments.png)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ ENVIRONMENTS_MATHEMATICS = tuple(
     for name in (
         "cart_double_pole_physics",
         "cartpole_physics",
+        "checks",
         "costs",
         "integration",
         "measurement",
@@ -41,11 +42,13 @@ ENVIRONMENTS_MATHEMATICS = tuple(
 AGENTS_PARTS = tuple(
     f"proppo_agents.{name}"
     for name in (
+        "arguments",
         "costs",
-        "data",
         "dynamics",
         "encodings",
-        "episodes",
+        "experience.episodes",
+        "experience.files",
+        "experience.trials",
         "export",
         "initial_state",
         "parts",

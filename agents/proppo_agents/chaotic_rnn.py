@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from lightning_proppo import PropagationManager
 from lightning_proppo.installed_lightning import pl
+from proppo_agents.arguments import check_count, check_rate
 from proppo_agents.ranks import empty_batches
 from proppo_envs import ChaoticRNN
 
@@ -28,7 +29,8 @@ class ChaoticRNNModule(pl.LightningModule):
         steps: training steps in an epoch.
 
     Raises:
-        ValueError: if ``particles``, ``horizon``, ``steps`` or ``learning_rate`` is not positive.
+        TypeError: if ``particles``, ``horizon`` or ``steps`` is no whole number.
+        ValueError: if one of them, or ``learning_rate``, is not positive.
     """
 
     manager: PropagationManager
@@ -42,14 +44,10 @@ class ChaoticRNNModule(pl.LightningModule):
         steps: int = 100,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("particles", particles),
-            ("horizon", horizon),
-            ("learning_rate", learning_rate),
-            ("steps", steps),
-        ):
-            if value <= 0:
-                raise ValueError(f"{name} must be positive; got {value!r}.")
+        check_count("particles", particles)
+        check_count("horizon", horizon)
+        check_rate("learning_rate", learning_rate)
+        check_count("steps", steps)
         self.save_hyperparameters()
         self.system = ChaoticRNN(horizon=horizon)
         self.beta = nn.Parameter(torch.tensor([float(beta)]))

@@ -44,22 +44,22 @@ def angle_changes(change: Tensor, angles: Sequence[int]) -> Tensor:
     return wrapped
 
 
-def onto_circles(observation: Tensor, circles: Sequence[tuple[int, int]]) -> Tensor:
+def onto_circles(observation: Tensor, encoded_angles: Sequence[tuple[int, int]]) -> Tensor:
     """Put pairs of coordinates back onto the unit circle, as sines and cosines of angles are.
 
     What a model predicts of a sine and a cosine drifts off the circle, and soon away from all data.
 
     Args:
         observation: [..., D].
-        circles: pairs of coordinates.
+        encoded_angles: pairs of coordinates.
 
     Returns:
         [..., D]: each pair over its length, or over 1e-3 where it is shorter than that.
     """
-    if not circles:
+    if not encoded_angles:
         return observation
     columns = list(observation.unbind(-1))
-    for i, j in circles:
+    for i, j in encoded_angles:
         # Of a point that is just the centre, a length by itself would have no gradient.
         squared = columns[i].square() + columns[j].square()
         length = squared.clamp_min(1e-6).sqrt()

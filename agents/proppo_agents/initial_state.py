@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from proppo_agents.data import check_each
+from proppo_agents.arguments import check_each
 from proppo_agents.encodings import angle_changes, onto_circles
-from proppo_agents.episodes import Episode
+from proppo_agents.experience.episodes import Episode
 from proppo_agents.parts import Part, Spaces
 
 
@@ -114,4 +114,4 @@ class InitialState(Part):
             dtype=self.mean_value.dtype,
             device=self.mean_value.device,
         )
-        return onto_circles(self.mean_value + self.std_value * noise, self._spaces.circles)
+        return onto_circles(self.mean_value + self.std_value * noise, self._spaces.encoded_angles)

@@ -29,14 +29,14 @@ class Spaces:
         observation_size: D.
         action_size: A; actions are in [-1, 1].
         angles: the coordinates of the observation that are angles (rad), ascending.
-        circles: pairs of coordinates (sine, cosine) of angles that the environment itself observes
-            in this way.
+        encoded_angles: pairs of coordinates (sine, cosine) of angles that the environment itself
+            observes in this way.
     """
 
     observation_size: int
     action_size: int
     angles: tuple[int, ...] = ()
-    circles: tuple[tuple[int, int], ...] = ()
+    encoded_angles: tuple[tuple[int, int], ...] = ()
 
     @property
     def encoded_size(self) -> int:
@@ -52,11 +52,22 @@ class Part(nn.Module, ABC):
 
     def description(self) -> dict[str, Any]:
         """Return its class and the arguments that it was made with, in plain values."""
-        arguments = {name: _plain(getattr(self, name)) for name in _argument_names(type(self))}
+        arguments = {
+            name: plain_values(getattr(self, name)) for name in _argument_names(type(self))
+        }
         return {
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "init_args": arguments,
         }
+
+
+def plain_values(value: Any) -> Any:
+    """Return a value with its parts described, and its tuples as lists."""
+    if isinstance(value, Part):
+        return value.description()
+    if isinstance(value, (tuple, list)):
+        return [plain_values(item) for item in value]
+    return value
 
 
 Made = TypeVar("Made", bound=Part)
@@ -113,11 +124,3 @@ def _known(kind: type[Made]) -> dict[str, type[Made]]:
         if not inspect.isabstract(below):
             found[below.__name__] = below
     return found
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Part):
-        return value.description()
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return value

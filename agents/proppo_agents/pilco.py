@@ -18,13 +18,13 @@ from lightning_proppo import PropagationError, PropagationManager
 from lightning_proppo.callbacks.noise import NoiseStream
 from lightning_proppo.generators import isolated
 from lightning_proppo.installed_lightning import pl, rank_zero_info
+from proppo_agents.arguments import check_count, check_rate
 from proppo_agents.callbacks.base import tell_callbacks
 from proppo_agents.costs import Cost, EnvironmentCost, LearnedReward
-from proppo_agents.data import check_count, check_rate
 from proppo_agents.dynamics import DynamicsModel, GPDynamics
-from proppo_agents.episode_files import EpisodeFolder
-from proppo_agents.episodes import Episode, collect_episode
-from proppo_agents.experience import (
+from proppo_agents.experience.episodes import Episode, PolicyFunction, collect_episode
+from proppo_agents.experience.files import EpisodeFolder
+from proppo_agents.experience.keeping import (
     collect_and_keep,
     earlier_episodes,
     keep_all,
@@ -33,23 +33,24 @@ from proppo_agents.experience import (
     seeds_of,
     trial_of,
 )
-from proppo_agents.export import export_policy
-from proppo_agents.initial_state import InitialState
-from proppo_agents.parts import Part, make_part
-from proppo_agents.plots import plot_trials
-from proppo_agents.policies import Policy, RBFPolicy
-from proppo_agents.ranks import empty_batches, made_by_first, mean_over_ranks, own_noise, share_of
-from proppo_agents.resuming import (
+from proppo_agents.experience.resuming import (
     LeftOver,
+    Progress,
     digest_of_policy,
     generators_of,
     same_folder,
     set_generators,
     stacked,
 )
+from proppo_agents.experience.trials import Trial, trials_without_progress
+from proppo_agents.export import export_policy
+from proppo_agents.initial_state import InitialState
+from proppo_agents.parts import make_part, plain_values
+from proppo_agents.policies import Policy, RBFPolicy
+from proppo_agents.ranks import empty_batches, made_by_first, mean_over_ranks, own_noise, share_of
 from proppo_agents.rollouts import roll_out
-from proppo_agents.trials import Trial
-from proppo_agents.worlds import UnendingError, World, make_world
+from proppo_agents.watching.learning_curve import plot_trials
+from proppo_agents.worlds import make_world
 
 _LAST = 10  # steps whose mean predicted return is that of a trial
 
@@ -153,22 +154,18 @@ class PILCO(pl.LightningModule):
     ) -> None:
         super().__init__()
         given = dict(locals())
-        for name, value, least in (
-            ("particles", particles, 2),
-            ("steps", steps, 1),
-            ("random_episodes", random_episodes, 1),
-            ("candidates", candidates, 1),
-            ("patience", 1 if patience is None else patience, 1),
-            ("horizon", 1 if horizon is None else horizon, 1),
-        ):
-            check_count(name, value, least)
-        for name, rate in (
-            ("learning_rate", learning_rate),
-            ("final_learning_rate", final_learning_rate),
-        ):
-            check_rate(name, rate)
-        world = self.world = _make_world(
-            environment, environment_options, horizon, episode_steps, angles
+        check_count("particles", particles, 2)
+        check_count("steps", steps)
+        check_count("random_episodes", random_episodes)
+        check_count("candidates", candidates)
+        if patience is not None:
+            check_count("patience", patience)
+        if horizon is not None:
+            check_count("horizon", horizon)
+        check_rate("learning_rate", learning_rate)
+        check_rate("final_learning_rate", final_learning_rate)
+        world = self.world = make_world(
+            environment, environment_options, episode_steps, angles, horizon
         )
         self.env, self.episode_steps = world.env, world.episode_steps
         self.horizon = self.episode_steps if horizon is None else horizon
@@ -189,7 +186,7 @@ class PILCO(pl.LightningModule):
         self.cost = _part("cost", cost, Cost, self._own_cost).build(world)
         parameters = list(inspect.signature(PILCO.__init__).parameters)[1:]
         # In plain values, which a checkpoint can hold and nothing has to be run for.
-        self.save_hyperparameters({name: _plain(given[name]) for name in parameters})
+        self.save_hyperparameters({name: plain_values(given[name]) for name in parameters})
         self.spread = spread
         self.particles = particles
         self.steps = steps
@@ -203,13 +200,10 @@ class PILCO(pl.LightningModule):
         self.trials: list[Trial] = []
         self.kept: EpisodeFolder | None = None
         self._data_seeds: set[int] = set()
-        self._predicted: list[Tensor] = []
-        self._search_started = 0
         self._stream = NoiseStream()
         self._left = LeftOver(None, [])
-        self._concluded: int | None = None  # after how many steps the final policy had its episode
-        self._before: dict[str, Any] | None = None
-        self._begun: int | None = None  # the epoch whose trial has begun
+        self._progress = Progress()
+        self._before: dict[str, Any] | None = None  # what a checkpoint holds amid a trial
         self._resumed = False
         self.reset_policy()
 
@@ -244,72 +238,31 @@ class PILCO(pl.LightningModule):
         rewards = self.cost.reward_offset - torch.stack(costs[: self.episode_steps])
         return self.manager.loss(), rewards.sum()
 
-    def reset_policy(self) -> None:
-        """Draw another policy at random, in place of the present one."""
-        centre = torch.zeros(self.world.spaces.observation_size)
-        if self.spread is not None:
-            spread = torch.tensor(self.spread)
-        elif self.episodes:
-            centre = self.initial.mean_value.double().cpu()
-            away = torch.cat([e.observations - centre for e in self.episodes])
-            spread = away.square().mean(0).sqrt()
-            # A coordinate that stays where it starts has nothing to be scaled by.
-            spread = torch.where(spread > 1e-12, spread, torch.ones_like(spread))
-        else:
-            spread = torch.ones_like(centre)
-        self.policy.reset(centre, spread)
+    def evaluate_policy(
+        self, episodes: int, seed: int, progress: Callable[[int], Any] | None = None
+    ) -> dict[str, list[Any]]:
+        """Act in the real environment, with nothing learned from it.
 
-    # -- a trial -----------------------------------------------------------------------------
+        Args:
+            episodes: how many.
+            seed: of the first; the next ones count on.
+            progress: called with 1 after each.
 
-    def setup(self, stage: str) -> None:
-        """Refuse particles that cannot be shared out, or no manager, before an episode is spent."""
-        if stage != "fit":
-            return
-        share_of(self.trainer, self.particles, "particles")
-        if not isinstance(getattr(self, "manager", None), PropagationManager):
-            raise PropagationError(
-                "PILCO has no manager; add lightning_proppo.PropagationCallback('TP') to the "
-                "Trainer's callbacks, or set the attribute manager."
-            )
-
-    def on_fit_start(self) -> None:
-        """Take the episodes of ``data``, and have all there are in the run's folder."""
-        # A checkpoint may also have been loaded to start another training from.
-        self._resumed = self._resumed and self.trainer.ckpt_path is not None
-        self._begun = self._begun if self._resumed else None
-        self._before = None
-        self._stream.begin(self.device, rank=0, size=1)
-        name = self.hparams["environment"]
-        folder = run_folder(self.trainer, "episodes")
-        # All of it that the checkpoint does not know is what came after it.
-        data = None if self._resumed and same_folder(self.data, folder) else self.data
-        found = made_by_first(
-            self._trainer, lambda: earlier_episodes(data, self.episodes, self.env, name)
-        )
-        if folder is not None and self.trainer.is_global_zero:
-            self.kept = EpisodeFolder(folder)
-            self._left = LeftOver(folder, [*self.episodes, *(each.episode for each in found)])
-            keep_all(self.kept, self.episodes, self.trials, found, name)
-        self._data_seeds |= seeds_of(found)
-        self.episodes += [each.episode for each in found]
-        self.trials += [trial_of(each, self._return_of(each.episode)) for each in found]
-
-    def on_train_start(self) -> None:
-        """Begin the trial that a run comes to that goes on from a checkpoint between two epochs.
-
-        Lightning does not call the next hook there if the checkpoint was saved after the last step
-        of an epoch, but before its end.
+        Returns:
+            ``{"returns": [...], "success": [...]}``, one entry for each episode.
         """
-        loop = self.trainer.fit_loop
-        done = loop.epoch_loop.batch_progress.current.ready
-        between = done in (0, self.trainer.num_training_batches)
-        if self._resumed and between and not loop.done:
-            self.on_train_epoch_start()
-        self._resumed = False
+        done = []
+        for index in range(episodes):
+            done.append(collect_episode(self.env, self.act, seed + index))
+            if progress is not None:
+                progress(1)
+        return {"returns": [e.total for e in done], "success": [e.success for e in done]}
+
+    # -- a trial ------------------------------------------------------------------------------
 
     def on_train_epoch_start(self) -> None:
         """Collect an episode with the current policy and refit the model."""
-        if self._begun == self.current_epoch:
+        if self._progress.begun == self.current_epoch:
             return
         with self._trial():
             while len(self.episodes) < self.random_episodes:
@@ -319,13 +272,13 @@ class PILCO(pl.LightningModule):
             self.refit()
             if self.current_epoch == 0 or self._out_of_patience():
                 self.start_search()
-            self._begun = self.current_epoch
+            self._progress.begun = self.current_epoch
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the predicted cost, a scalar, whose gradient is the manager's."""
         del batch, batch_idx
         loss, predicted_return = self.predict()
-        self._predicted.append(predicted_return)
+        self._progress.predicted.append(predicted_return)
         self.log("predicted/return", predicted_return, prog_bar=True, sync_dist=True)
         self.log("real/return", self.trials[-1].real_return, prog_bar=True, logger=False)
         return loss
@@ -334,27 +287,16 @@ class PILCO(pl.LightningModule):
         """Give the final policy its episode, and draw the learning curve."""
         self._conclude()
 
-    def on_fit_end(self) -> None:
-        """Do so in a run that had been killed after its last step: Lightning trains it no more."""
-        if self.global_step not in (0, self._concluded):
-            self._conclude()
-        self._resumed = False
-
-    def collect(self, policy: Callable[[Tensor], Tensor] | None) -> Episode:
+    def collect(self, policy: PolicyFunction | None) -> Episode:
         """Act for one episode, keep it as data, and log what came of it."""
-        last = self._predicted[-_LAST:]
-        self._predicted = []
-        # Those of a checkpoint are on the CPU.
-        last = [value.to(self.device) for value in last]
-        predicted = mean_over_ranks(self._trainer, torch.stack(last)).tolist() if last else []
-
+        predicted = self._predicted_return()
         # Drawn by all ranks, so that their generators stay in step.
         seed = new_seed(self._data_seeds)
         about = {
             "environment": self.hparams["environment"],
             "environment_options": self.hparams["environment_options"] or {},
             "steps": self.global_step if self._trainer else 0,
-            "predicted_return": statistics.fmean(predicted) if predicted else None,
+            "predicted_return": predicted,
             "seed": seed,
             "actions": "random" if policy is None else "policy",
             "policy": None if policy is None else digest_of_policy(self.policy),
@@ -371,8 +313,8 @@ class PILCO(pl.LightningModule):
         episode = made_by_first(self._trainer, act)
         trial = Trial(
             steps=about["steps"],
-            predicted_return=about["predicted_return"],
-            real_return=self._return_of(episode),
+            predicted_return=predicted,
+            real_return=self.cost.return_of(episode, self.initial.mean_value),
             success=episode.success,
         )
         metrics = {"real/return": trial.real_return, "real/success": float(trial.success)}
@@ -426,12 +368,76 @@ class PILCO(pl.LightningModule):
         mean = mean_over_ranks(self._trainer, torch.stack(costs))
         best = int(mean.nan_to_num(nan=math.inf).argmin())
         self.policy.load_state_dict(candidates[best])
-        self._search_started = len(self.trials)
+        self._progress.search_started = len(self.trials)
         if self._trainer is not None:
             for optimizer in self.trainer.optimizers:
                 optimizer.state.clear()
 
-    # -- Lightning ---------------------------------------------------------------------------
+    def reset_policy(self) -> None:
+        """Draw another policy at random, in place of the present one."""
+        centre = torch.zeros(self.world.spaces.observation_size)
+        if self.spread is not None:
+            spread = torch.tensor(self.spread)
+        elif self.episodes:
+            centre = self.initial.mean_value.cpu().double()
+            away = torch.cat([e.observations - centre for e in self.episodes])
+            spread = away.square().mean(0).sqrt()
+            # A coordinate that stays where it starts has nothing to be scaled by.
+            spread = torch.where(spread > 1e-12, spread, torch.ones_like(spread))
+        else:
+            spread = torch.ones_like(centre)
+        self.policy.reset(centre, spread)
+
+    def _own_cost(self) -> Cost:
+        if EnvironmentCost.is_known(self.world):
+            return EnvironmentCost()
+        return LearnedReward(self.dynamics.new_regressor())
+
+    def _predicted_return(self) -> float | None:
+        """Return the mean over the last steps, and forget them; None if there were none."""
+        # Those of a checkpoint are on the CPU.
+        last = [value.to(self.device) for value in self._progress.predicted[-_LAST:]]
+        self._progress.predicted = []
+        if not last:
+            return None
+        return statistics.fmean(mean_over_ranks(self._trainer, torch.stack(last)).tolist())
+
+    def _drawn_policy(self) -> dict[str, Tensor]:
+        self.reset_policy()
+        return {name: value.clone() for name, value in self.policy.state_dict().items()}
+
+    def _out_of_patience(self) -> bool:
+        if self.patience is None:
+            return False
+        return trials_without_progress(self.trials, self._progress.search_started) >= self.patience
+
+    def _conclude(self) -> None:
+        with self._trial():
+            self.collect(policy=self.act)
+            self._progress.concluded = self.global_step
+        folder = self.trainer.log_dir
+        if self.trainer.is_global_zero and self.loggers and folder is not None:
+            plot_trials(self.trials, Path(folder) / "learning_curve.png")
+
+    def _log_now(self, metrics: dict[str, float]) -> None:
+        # self.log would file an episode under the end of the epoch that it starts.
+        if self._trainer is None or not self.trainer.is_global_zero:
+            return
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step=self.global_step)
+
+    # -- Lightning ----------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Refuse particles that cannot be shared out, or no manager, before an episode is spent."""
+        if stage != "fit":
+            return
+        share_of(self.trainer, self.particles, "particles")
+        if not isinstance(getattr(self, "manager", None), PropagationManager):
+            raise PropagationError(
+                "PILCO has no manager; add lightning_proppo.PropagationCallback('TP') to the "
+                "Trainer's callbacks, or set the attribute manager."
+            )
 
     def train_dataloader(self) -> DataLoader[int]:
         """Return ``steps`` batches without content: the data are the model's own rollouts."""
@@ -444,6 +450,53 @@ class PILCO(pl.LightningModule):
             optimizer, T_0=self.steps, eta_min=self.final_learning_rate * self.learning_rate
         )
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    # -- what a run starts from, and goes on from ---------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Take the episodes of ``data``, and have all there are in the run's folder."""
+        # A checkpoint may also have been loaded to start another training from.
+        self._resumed = self._resumed and self.trainer.ckpt_path is not None
+        if not self._resumed:
+            self._progress.begun = None
+        self._before = None
+        self._stream.begin(self.device, rank=0, size=1)
+        name = self.hparams["environment"]
+        folder = run_folder(self.trainer, "episodes")
+        # All of it that the checkpoint does not know is what came after it.
+        data = None if self._resumed and same_folder(self.data, folder) else self.data
+        found = made_by_first(
+            self._trainer, lambda: earlier_episodes(data, self.episodes, self.env, name)
+        )
+        if folder is not None and self.trainer.is_global_zero:
+            self.kept = EpisodeFolder(folder)
+            self._left = LeftOver(folder, [*self.episodes, *(each.episode for each in found)])
+            keep_all(self.kept, self.episodes, self.trials, found, name)
+        self._data_seeds |= seeds_of(found)
+        self.episodes += [each.episode for each in found]
+        self.trials += [
+            trial_of(each, self.cost.return_of(each.episode, self.initial.mean_value))
+            for each in found
+        ]
+
+    def on_train_start(self) -> None:
+        """Begin the trial that a run comes to that goes on from a checkpoint between two epochs.
+
+        Lightning does not call the next hook there if the checkpoint was saved after the last step
+        of an epoch, but before its end.
+        """
+        loop = self.trainer.fit_loop
+        done = loop.epoch_loop.batch_progress.current.ready
+        between = done in (0, self.trainer.num_training_batches)
+        if self._resumed and between and not loop.done:
+            self.on_train_epoch_start()
+        self._resumed = False
+
+    def on_fit_end(self) -> None:
+        """Conclude a run that had been killed after its last step: Lightning trains it no more."""
+        if self.global_step not in (0, self._progress.concluded):
+            self._conclude()
+        self._resumed = False
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the episodes, which the model is refitted to, and the class's name."""
@@ -471,40 +524,15 @@ class PILCO(pl.LightningModule):
         if progress is None:  # of an earlier version
             return
         self._resumed = True
-        self._search_started = progress["search_started"]
-        self._predicted = list(progress["predicted"])
-        self._concluded = progress["concluded"]
-        self._begun = progress["begun"]
+        self._progress = Progress(
+            begun=progress["begun"],
+            concluded=progress["concluded"],
+            search_started=progress["search_started"],
+            predicted=list(progress["predicted"]),
+        )
         self._data_seeds = set(progress["data_seeds"])
         self._stream.load(progress["stream"])
         set_generators(self.env, progress["environment"])
-
-    def evaluate_policy(
-        self, episodes: int, seed: int, progress: Callable[[int], Any] | None = None
-    ) -> dict[str, list[Any]]:
-        """Act in the real environment, with nothing learned from it.
-
-        Args:
-            episodes: how many.
-            seed: of the first; the next ones count on.
-            progress: called with 1 after each.
-
-        Returns:
-            ``{"returns": [...], "success": [...]}``, one entry for each episode.
-        """
-        done = []
-        for index in range(episodes):
-            done.append(collect_episode(self.env, self.act, seed + index))
-            if progress is not None:
-                progress(1)
-        return {"returns": [e.total for e in done], "success": [e.success for e in done]}
-
-    # -- inner -------------------------------------------------------------------------------
-
-    def _own_cost(self) -> Cost:
-        if EnvironmentCost.is_known(self.world):
-            return EnvironmentCost()
-        return LearnedReward(self.dynamics.new_regressor())
 
     @contextmanager
     def _trial(self) -> Iterator[None]:
@@ -520,74 +548,11 @@ class PILCO(pl.LightningModule):
 
     def _now(self) -> dict[str, Any]:
         return {
+            **vars(self._progress),
             "episodes": len(self.episodes),
-            "predicted": stacked(self._predicted[-_LAST:]),
-            "search_started": self._search_started,
-            "concluded": self._concluded,
-            "begun": self._begun,
+            "predicted": stacked(self._progress.predicted[-_LAST:]),
         }
-
-    def _conclude(self) -> None:
-        with self._trial():
-            self.collect(policy=self.act)
-            self._concluded = self.global_step
-        folder = self.trainer.log_dir
-        if self.trainer.is_global_zero and self.loggers and folder is not None:
-            plot_trials(self.trials, Path(folder) / "learning_curve.png")
-
-    def _drawn_policy(self) -> dict[str, Tensor]:
-        self.reset_policy()
-        return {name: value.clone() for name, value in self.policy.state_dict().items()}
-
-    @torch.no_grad()
-    def _return_of(self, episode: Episode) -> float:
-        """Return the sum of rewards that compares with what is predicted."""
-        if self.cost.of_environment:
-            return episode.total
-        like = self.initial.mean_value
-        x, u = episode.observations.to(like), episode.actions.to(like)
-        costs = self.cost(**self.cost.arguments(x[:-1], u, x[1:]))
-        return float((self.cost.reward_offset - costs).sum())
-
-    def _out_of_patience(self) -> bool:
-        if self.patience is None:
-            return False
-        best = -math.inf
-        waited = 0
-        for index, trial in enumerate(self.trials):
-            better = trial.success or trial.real_return > best
-            waited = 0 if better or index < self._search_started else waited + 1
-            best = max(best, trial.real_return)
-        return waited >= self.patience
-
-    def _log_now(self, metrics: dict[str, float]) -> None:
-        # self.log would file an episode under the end of the epoch that it starts.
-        if self._trainer is None or not self.trainer.is_global_zero:
-            return
-        for logger in self.loggers:
-            logger.log_metrics(metrics, step=self.global_step)
 
 
 def _part(name: str, given: Any, kind: type[Any], default: Callable[[], Any]) -> Any:
     return default() if given is None else make_part(name, given, kind)
-
-
-def _make_world(
-    environment: str,
-    options: dict[str, Any] | None,
-    horizon: int | None,
-    episode_steps: int | None,
-    angles: Sequence[int] | None,
-) -> World:
-    try:
-        return make_world(environment, options, episode_steps, angles)
-    except UnendingError:
-        if horizon is None:
-            raise
-        return make_world(environment, options, horizon, angles)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Part):
-        return value.description()
-    return list(value) if isinstance(value, tuple) else value

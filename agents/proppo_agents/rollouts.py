@@ -41,7 +41,7 @@ def roll_out(
     x = start
     for _ in range(horizon):
         action = policy(x)
-        after = onto_circles(manager.sample(dynamics(x, action)), spaces.circles)
+        after = onto_circles(manager.sample(dynamics(x, action)), spaces.encoded_angles)
         arguments = cost.arguments(x, action, after)
         costs.append(manager.append_loss(arguments, lossfunc=cost).mean())
         x = after

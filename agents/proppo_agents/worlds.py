@@ -12,14 +12,10 @@ import torch
 from gymnasium.wrappers import FlattenObservation, RescaleAction, TimeLimit
 from torch import Tensor
 
-from proppo_agents.data import check_count
+from proppo_agents.arguments import check_count
 from proppo_agents.encodings import check_angles
 from proppo_agents.parts import Spaces
-from proppo_envs import Task, find_task, task_ids
-
-
-class UnendingError(ValueError):
-    """An environment does not say when its episodes end, and nobody else does."""
+from proppo_envs import Task, find_task
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ class World:
     @property
     def rescaled(self) -> bool:
         """Whether the environment's own actions have other bounds than -1 and 1."""
-        return any(value != -1 for value in self.low) or any(value != 1 for value in self.high)
+        return _are_others(self.low, self.high)
 
     def own_action(self, action: Tensor) -> Tensor:
         """Return actions [..., A] from -1 to 1 in the environment's own units."""
@@ -62,6 +58,7 @@ def make_world(
     options: dict[str, Any] | None = None,
     episode_steps: int | None = None,
     angles: Sequence[int] | None = None,
+    horizon: int | None = None,
 ) -> World:
     """Make an environment, and put it into the wrappers that it needs.
 
@@ -75,16 +72,17 @@ def make_world(
         episode_steps: length of an episode; None: the environment's own.
         angles: the coordinates of the observation that are angles (rad); None: those that are known
             of the task, or none.
+        horizon: the length of an episode where neither ``episode_steps`` nor the environment tells.
 
     Raises:
         ValueError: if its spaces are not boxes, if its actions have no bounds, if its episodes have
             no end, or there are no such angles.
     """
     given = dict(options or {})
-    known = environment.removeprefix("proppo_envs:") in {
-        name.removeprefix("proppo_envs:") for name in task_ids()
-    }
-    task = find_task(environment) if known else None
+    try:
+        task = find_task(environment)
+    except ValueError:  # one that proppo_envs does not know
+        task = None
     env = gymnasium.make(environment, **given) if task is None else task.make(**given)
     low, high = _action_bounds(environment, env.action_space)
     size = _observation_size(environment, env.observation_space)
@@ -93,19 +91,20 @@ def make_world(
     own = None if env.spec is None else env.spec.max_episode_steps
     if episode_steps is not None:
         check_count("episode_steps", episode_steps)
-    if own is None and episode_steps is None:
-        raise UnendingError(
+    steps = next((count for count in (episode_steps, own, horizon) if count is not None), None)
+    if steps is None:
+        raise ValueError(
             f"episode_steps: {environment} does not say after how many steps an episode ends "
             "(max_episode_steps); say it, by episode_steps or horizon."
         )
-    if episode_steps is not None and (own is None or episode_steps < own):
-        env = TimeLimit(env, max_episode_steps=episode_steps)
-    elif episode_steps is not None and own is not None and episode_steps > own:
+    if own is not None and steps > own:
         raise ValueError(
             f"episode_steps: {environment} ends its episodes after {own} steps already; got "
-            f"{episode_steps}. Give environment_options: {{max_episode_steps: {episode_steps}}}."
+            f"{steps}. Give environment_options: {{max_episode_steps: {steps}}}."
         )
-    if any(value != -1 for value in low) or any(value != 1 for value in high):
+    if own is None or steps < own:
+        env = TimeLimit(env, max_episode_steps=steps)
+    if _are_others(low, high):
         kind: Any = env.action_space.dtype
         ones = np.ones(len(low), dtype=kind)
         env = RescaleAction(env, min_action=-ones, max_action=ones)
@@ -115,10 +114,14 @@ def make_world(
         observation_size=size,
         action_size=len(low),
         angles=check_angles(angles, size),
-        circles=() if task is None else task.encoded_angles,
+        encoded_angles=() if task is None else task.encoded_angles,
     )
-    steps = own if episode_steps is None else episode_steps
-    return World(env, spaces, int(steps or 0), task, given, low, high)
+    return World(env, spaces, int(steps), task, given, low, high)
+
+
+def _are_others(low: Sequence[float], high: Sequence[float]) -> bool:
+    """Return whether bounds are others than -1 and 1."""
+    return any(value != -1 for value in low) or any(value != 1 for value in high)
 
 
 def _action_bounds(

@@ -7,9 +7,6 @@ from typing import Any, ClassVar
 from proppo_envs.cart_env import CartEnv
 from proppo_envs.cartpole_physics import CartPoleParameters, state_derivative
 from proppo_envs.integration import FloatArray
-from proppo_envs.success import is_success
-
-__all__ = ["CartPoleSwingUpEnv", "is_success"]
 
 
 class CartPoleSwingUpEnv(CartEnv):
@@ -62,8 +59,8 @@ class CartPoleSwingUpEnv(CartEnv):
     ## Info
     ``reset`` and ``step`` return ``"state"`` (the true state, a float64 array of shape ``(4,)``
     that is the caller's own), ``"tip_distance"`` (d in metres, a float), and ``"success"`` (a
-    bool): :func:`is_success` of the true states that followed the steps of the episode so far,
-    hence false before 5 steps.
+    bool): :func:`proppo_envs.is_success` of the true states that followed the steps of the episode
+    so far, hence false before 5 steps.
 
     All randomness is drawn from ``self.np_random``.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.distributions import Normal
+
+from proppo_envs.checks import check_coordinates, check_floating, check_positive
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,7 @@ class ChaoticRNN:
             raise ValueError(f"weight: expected two rows of two numbers, got {self.weight!r}")
         if len(self.start) != 2:
             raise ValueError(f"start: expected two numbers, got {self.start!r}")
-        if not (math.isfinite(self.noise_std) and self.noise_std > 0.0):
-            raise ValueError(
-                f"noise_std: expected a positive finite number, got {self.noise_std!r}"
-            )
+        check_positive("noise_std", self.noise_std)
         if self.horizon < 1:
             raise ValueError(f"horizon: expected at least 1, got {self.horizon!r}")
 
@@ -88,7 +86,7 @@ class ChaoticRNN:
             TypeError: an argument is not a floating-point tensor.
             ValueError: an argument's shape is not as said here.
         """
-        _check_state(x)
+        check_coordinates("x", x, 2, leading="P")
         _check_beta(beta, x)
         return torch.sigmoid(beta * (x @ x.new_tensor(self.weight)))
 
@@ -121,25 +119,12 @@ class ChaoticRNN:
             TypeError: ``x`` is not a floating-point tensor.
             ValueError: its last axis does not have size 2.
         """
-        _check_state(x)
+        check_coordinates("x", x, 2, leading="P")
         return 0.5 * (1.0 - x).square().sum(dim=-1)
 
 
-def _check_tensor(name: str, value: Tensor) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name}: expected a floating-point tensor, got dtype {value.dtype}")
-
-
-def _check_state(x: Tensor) -> None:
-    _check_tensor("x", x)
-    if x.dim() == 0 or x.shape[-1] != 2:
-        raise ValueError(f"x: expected shape [P, 2], got {list(x.shape)}")
-
-
 def _check_beta(beta: Tensor, x: Tensor) -> None:
-    _check_tensor("beta", beta)
+    check_floating("beta", beta)
     if beta.dim() == 0:
         return
     # A beta of shape [2] would be broadcast over the neurons and pass for a parameter of each.

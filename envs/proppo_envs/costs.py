@@ -6,11 +6,12 @@ two cannot drift apart.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from proppo_envs.checks import check_coordinates, check_positive
 
 
 def tip_distance_squared(observation: Tensor, *, pole_length: float | Sequence[float]) -> Tensor:
@@ -39,12 +40,8 @@ def tip_distance_squared(observation: Tensor, *, pole_length: float | Sequence[f
         ValueError: its last axis does not have size 4 (2 + 2 N with N poles), or a length is not
             positive and finite.
     """
-    lengths = pole_length if isinstance(pole_length, Sequence) else (pole_length,)
-    if not lengths:
-        raise ValueError("pole_length: expected at least one positive finite number, got none")
-    for one in lengths:
-        _check_positive("pole_length", one)
-    _check_observation(observation, 2 + 2 * len(lengths))
+    lengths = _several("pole_length", pole_length)
+    check_coordinates("observation", observation, 2 + 2 * len(lengths))
     horizontal = observation[..., 0]
     vertical = torch.zeros_like(horizontal)
     for length, angle in zip(lengths, observation[..., 2::2].unbind(-1), strict=True):
@@ -86,30 +83,17 @@ def tip_distance_cost(
         ValueError: its last axis does not have size 4 (2 + 2 N with N poles), or a length or a
             width is not positive and finite.
     """
-    widths = width if isinstance(width, Sequence) else (width,)
-    if not widths:
-        raise ValueError("width: expected at least one positive finite number, got none")
-    for one in widths:
-        _check_positive("width", one)
+    widths = _several("width", width)
     squared = tip_distance_squared(observation, pole_length=pole_length)
     # expm1: near the target 1 - exp(-small) would lose every digit in float32.
     costs = [-torch.expm1(squared * (-0.5 / one**2)) for one in widths]
     return costs[0] if len(costs) == 1 else torch.stack(costs).mean(dim=0)
 
 
-def _check_observation(observation: Tensor, size: int) -> None:
-    if not isinstance(observation, Tensor):
-        raise TypeError(f"observation: expected a torch.Tensor, got {type(observation).__name__}")
-    if not observation.is_floating_point():
-        raise TypeError(
-            f"observation: expected a floating-point tensor, got dtype {observation.dtype}"
-        )
-    if observation.dim() == 0 or observation.shape[-1] != size:
-        raise ValueError(
-            f"observation: expected shape [..., {size}], got {list(observation.shape)}"
-        )
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0.0):
-        raise ValueError(f"{name}: expected a positive finite number, got {value!r}")
+def _several(name: str, value: float | Sequence[float]) -> tuple[float, ...]:
+    values = tuple(value) if isinstance(value, Sequence) else (value,)
+    if not values:
+        raise ValueError(f"{name}: expected at least one positive finite number, got none")
+    for one in values:
+        check_positive(name, one)
+    return values

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from proppo_envs.cart_double_pole import CartDoublePoleSwingUpEnv
 from proppo_envs.cartpole import CartPoleSwingUpEnv
+from proppo_envs.checks import check_coordinates
 from proppo_envs.costs import tip_distance_cost
 
 
@@ -58,9 +59,9 @@ class StepCost(ABC):
             TypeError: an argument is not a floating-point tensor.
             ValueError: its last axis does not have the size of the environment's space.
         """
-        _check("observation", observation, self.observation_size)
-        _check("action", action, self.action_size)
-        _check("next_observation", next_observation, self.observation_size)
+        check_coordinates("observation", observation, self.observation_size)
+        check_coordinates("action", action, self.action_size)
+        check_coordinates("next_observation", next_observation, self.observation_size)
         return self._cost(observation, action, next_observation)
 
     @abstractmethod
@@ -69,43 +70,48 @@ class StepCost(ABC):
 
 
 @dataclass(frozen=True)
-class CartPoleCost(StepCost):
+class _TipCost(StepCost):
+    """Of poles on a cart: :func:`proppo_envs.tip_distance_cost` after the step.
+
+    Args:
+        cost_width: width of the cost (m), or several.
+    """
+
+    cost_width: float | Sequence[float] = 0.5
+
+    action_size = 1
+    reward_offset = 1.0
+    _pole_lengths: ClassVar[tuple[float, ...]]
+
+    def _cost(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
+        del observation, action
+        return tip_distance_cost(
+            next_observation, pole_length=self._pole_lengths, width=self.cost_width
+        )
+
+
+@dataclass(frozen=True)
+class CartPoleCost(_TipCost):
     """Of the cart-pole, swing-up or balance: :func:`proppo_envs.tip_distance_cost` after the step.
 
     Args:
         cost_width: width of the cost (m), or several.
     """
 
-    cost_width: float | Sequence[float] = 0.5
-
     observation_size = 4
-    action_size = 1
-    reward_offset = 1.0
-
-    def _cost(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-        del observation, action
-        lengths = CartPoleSwingUpEnv.pole_lengths
-        return tip_distance_cost(next_observation, pole_length=lengths, width=self.cost_width)
+    _pole_lengths = CartPoleSwingUpEnv.pole_lengths
 
 
 @dataclass(frozen=True)
-class CartDoublePoleCost(StepCost):
+class CartDoublePoleCost(_TipCost):
     """Of the cart with a double pole: :func:`proppo_envs.tip_distance_cost` after the step.
 
     Args:
         cost_width: width of the cost (m), or several.
     """
 
-    cost_width: float | Sequence[float] = 0.5
-
     observation_size = 6
-    action_size = 1
-    reward_offset = 1.0
-
-    def _cost(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-        del observation, action
-        lengths = CartDoublePoleSwingUpEnv.pole_lengths
-        return tip_distance_cost(next_observation, pole_length=lengths, width=self.cost_width)
+    _pole_lengths = CartDoublePoleSwingUpEnv.pole_lengths
 
 
 @dataclass(frozen=True)
@@ -308,12 +314,3 @@ def _indicator(condition: Tensor, argument: Tensor) -> Tensor:
     """1 or 0, with the gradient 0 by ``argument`` where that is finite, and not without one."""
     zero = torch.where(argument.isfinite(), argument, 0.0).sum(dim=-1) * 0.0
     return condition.to(argument.dtype) + zero
-
-
-def _check(name: str, value: Tensor, size: int) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name}: expected a floating-point tensor, got dtype {value.dtype}")
-    if value.dim() == 0 or value.shape[-1] != size:
-        raise ValueError(f"{name}: expected shape [..., {size}], got {list(value.shape)}")

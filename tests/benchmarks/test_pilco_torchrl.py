@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import pilco_torchrl
-from proppo_agents.episodes import Episode
+from proppo_agents.experience.episodes import Episode
 
 MISSING = any(importlib.util.find_spec(name) is None for name in ("torchrl", "botorch"))
 

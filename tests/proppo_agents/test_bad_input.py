@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_proppo import PropagationManager
 from proppo_agents import PILCO, GPDynamics, MLPPolicy, RBFPolicy
-from proppo_agents.episodes import Episode, collect_episode
+from proppo_agents.experience.episodes import Episode, collect_episode
 from proppo_agents.parts import Spaces
 from proppo_agents.regression import Ensemble, ExactGP, SparseGP
 from proppo_agents.worlds import make_world
@@ -26,7 +26,7 @@ from proppo_agents.worlds import make_world
 from ..errors import assert_refused
 
 NAN, INF = float("nan"), float("inf")
-SPACES = Spaces(observation_size=2, action_size=1, angles=(), circles=())
+SPACES = Spaces(observation_size=2, action_size=1, angles=(), encoded_angles=())
 STEPS = 4
 
 

@@ -30,5 +30,5 @@ def test_it_trains_beta(estimator: str) -> None:
 
 @pytest.mark.parametrize("name", ["particles", "horizon", "steps", "learning_rate"])
 def test_what_must_be_positive_is_checked(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be positive; got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be (positive|at least 1); got 0"):
         ChaoticRNNModule(**{name: 0})

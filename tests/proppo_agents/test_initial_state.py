@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from proppo_agents.episodes import Episode
+from proppo_agents.experience.episodes import Episode
 from proppo_agents.initial_state import InitialState
 from proppo_agents.parts import Spaces, make_part
 
@@ -85,7 +85,7 @@ def test_angles_are_averaged_on_the_circle() -> None:
 
 def test_observed_sines_and_cosines_are_on_the_circle() -> None:
     initial = InitialState(mean=(1.0, 0.0, 5.0), std=0.3)
-    initial.build(Spaces(3, 1, circles=((1, 0),)))
+    initial.build(Spaces(3, 1, encoded_angles=((1, 0),)))
     drawn = initial.sample(50)
     torch.testing.assert_close(drawn[:, :2].square().sum(1), torch.ones(50))
     assert float(drawn[:, 2].std()) > 0.1

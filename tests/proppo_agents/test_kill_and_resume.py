@@ -16,10 +16,10 @@ from lightning_proppo.cli import main
 from lightning_proppo.cli.resume import last_checkpoint
 from lightning_proppo.installed_lightning import pl
 from proppo_agents import PILCO, ChaoticRNNModule, EnsembleDynamics, GPDynamics, RBFPolicy
-from proppo_agents.episode_files import EpisodeFolder, digest_of, read_episodes
-from proppo_agents.episodes import Episode, collect_episode
-from proppo_agents.resuming import LeftOver
-from proppo_agents.trials import Trial
+from proppo_agents.experience.episodes import Episode, collect_episode
+from proppo_agents.experience.files import EpisodeFolder, digest_of, read_episodes
+from proppo_agents.experience.resuming import LeftOver
+from proppo_agents.experience.trials import Trial
 
 from ..launching import launch_successfully
 
@@ -221,7 +221,7 @@ def test_without_a_checkpoint_it_begins_anew_with_the_episodes_that_are_there(
         acted.append(policy is not None)
         return collect_episode(env, policy, seed, **options)
 
-    monkeypatch.setattr("proppo_agents.experience.collect_episode", act)
+    monkeypatch.setattr("proppo_agents.experience.keeping.collect_episode", act)
     module = agent(random_episodes=2)
     fit(module, tmp_path, 1)
     assert acted == [True]

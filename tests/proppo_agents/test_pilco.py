@@ -15,8 +15,8 @@ from lightning_proppo import PropagationCallback, PropagationManager
 from lightning_proppo.cli import load_module
 from lightning_proppo.installed_lightning import pl
 from proppo_agents import PILCO, GPDynamics, RBFPolicy
-from proppo_agents.episodes import Episode, collect_episode
-from proppo_agents.trials import Trial
+from proppo_agents.experience.episodes import Episode, collect_episode
+from proppo_agents.experience.trials import Trial
 
 SMALL = {"particles": 8, "steps": 3, "candidates": 2}
 
@@ -154,7 +154,7 @@ def test_a_policy_that_comes_to_nothing_is_given_up(
         started.append(self.current_epoch)
         start_search(self)
 
-    monkeypatch.setattr("proppo_agents.experience.collect_episode", collect)
+    monkeypatch.setattr("proppo_agents.experience.keeping.collect_episode", collect)
     monkeypatch.setattr(PILCO, "start_search", start)
     fit(small(patience=patience, steps=1), tmp_path, epochs=4)
     assert started == expected

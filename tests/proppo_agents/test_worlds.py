@@ -15,7 +15,7 @@ from lightning_proppo import PropagationCallback
 from lightning_proppo.cli import load_module
 from lightning_proppo.installed_lightning import pl
 from proppo_agents import PILCO, GPDynamics, LearnedReward, LinearPolicy, QuadraticCost
-from proppo_agents.episodes import collect_episode
+from proppo_agents.experience.episodes import collect_episode
 from proppo_agents.worlds import World, make_world
 
 NAME = "ProppoTestMass-v0"
@@ -83,7 +83,7 @@ def test_observations_of_several_axes_are_flattened() -> None:
 def test_a_known_task_brings_its_angles() -> None:
     assert make_world("CartPoleSwingUp-v0").spaces.angles == (2,)
     assert make_world("CartPoleSwingUp-v0", angles=()).spaces.angles == ()
-    assert make_world("Pendulum-v1").spaces.circles == ((1, 0),)
+    assert make_world("Pendulum-v1").spaces.encoded_angles == ((1, 0),)
     assert make_world("Pendulum-v1").episode_steps == 200
 
 

@@ -31,8 +31,9 @@ from lightning_proppo import PropagationCallback, VarianceMonitor
 from lightning_proppo.callbacks import checkpoints
 from lightning_proppo.cli.resume import last_checkpoint
 from lightning_proppo.installed_lightning import pl
-from proppo_agents import PILCO, GPDynamics, RBFPolicy, experience
-from proppo_agents.episode_files import read_episodes
+from proppo_agents import PILCO, GPDynamics, RBFPolicy
+from proppo_agents.experience import keeping
+from proppo_agents.experience.files import read_episodes
 from proppo_envs.cartpole import CartPoleSwingUpEnv
 
 # For so many seconds at the most does the parent wait in a phase before it kills.
@@ -90,7 +91,7 @@ class Phases(pl.Callback):
 
     def __init__(self, folder: Path, pipe: int) -> None:
         self.folder, self.pipe = folder, pipe
-        names = ((experience, "collect_episode", "collect"), (GPDynamics, "fit", "fit"))
+        names = ((keeping, "collect_episode", "collect"), (GPDynamics, "fit", "fit"))
         for owner, name, phase in names:
             setattr(owner, name, self.told(getattr(owner, name), phase))
         self.optimize()
@@ -159,7 +160,7 @@ class Phases(pl.Callback):
 
     def note_episodes(self) -> None:
         """Note each episode that was acted and is on the disk."""
-        collect_and_keep = experience.collect_and_keep
+        collect_and_keep = keeping.collect_and_keep
         import proppo_agents.pilco
 
         def noted(env: Any, policy: Any, seed: int, *args: Any) -> Any:

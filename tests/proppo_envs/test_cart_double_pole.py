@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from proppo_envs import CART_DOUBLE_POLE_SWING_UP, CartDoublePoleSwingUpEnv
-from proppo_envs.cart_double_pole_physics import state_derivative, tip_position
+from proppo_envs.cart_double_pole_physics import state_derivative
 
 from .cart_contract import CartContract
+from .cart_double_pole_mechanics import tip_position
 from .moving import mover
 
 integrate = mover(state_derivative)

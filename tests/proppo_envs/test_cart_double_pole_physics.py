@@ -10,15 +10,10 @@ import torch
 from torch import Tensor
 
 from proppo_envs import cartpole_physics
-from proppo_envs.cart_double_pole_physics import (
-    CartDoublePoleParameters,
-    joint_position,
-    state_derivative,
-    tip_position,
-    total_energy,
-)
+from proppo_envs.cart_double_pole_physics import CartDoublePoleParameters, state_derivative
 from proppo_envs.integration import FloatArray
 
+from .cart_double_pole_mechanics import joint_position, tip_position, total_energy
 from .moving import mover
 
 integrate = mover(state_derivative)

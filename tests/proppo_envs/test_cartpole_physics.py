@@ -7,14 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from proppo_envs.cartpole_physics import (
-    CartPoleParameters,
-    FloatArray,
-    state_derivative,
-    tip_position,
-    total_energy,
-)
+from proppo_envs.cartpole_physics import CartPoleParameters, state_derivative
+from proppo_envs.integration import FloatArray
 
+from .cartpole_mechanics import tip_position, total_energy
 from .moving import mover
 
 integrate = mover(state_derivative)

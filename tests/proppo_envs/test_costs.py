@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from proppo_envs import tip_distance_cost
-from proppo_envs.cartpole_physics import CartPoleParameters, tip_position
+from proppo_envs.cartpole_physics import CartPoleParameters
 from proppo_envs.costs import tip_distance_squared
+
+from .cartpole_mechanics import tip_position
 
 
 def cost(observation: Tensor) -> Tensor:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_proppo.installed_lightning import pl
-from proppo_agents.episodes import Episode, Policy
+from proppo_agents.experience.episodes import Episode, PolicyFunction
 
 
 class EpisodeCallback(pl.Callback):
     """A callback that is told of each real episode of the training."""
 
-    def on_episode(self, trainer: Any, agent: Any, episode: Episode, policy: Policy | None) -> None:
+    def on_episode(
+        self, trainer: Any, agent: Any, episode: Episode, policy: PolicyFunction | None
+    ) -> None:
         """Look at an episode; called on every rank.
 
         The agent does not have it among its episodes yet, and its model has not been fitted to it.
@@ -25,7 +27,7 @@ class EpisodeCallback(pl.Callback):
         """
 
 
-def tell_callbacks(agent: Any, episode: Episode, policy: Policy | None) -> None:
+def tell_callbacks(agent: Any, episode: Episode, policy: PolicyFunction | None) -> None:
     """Tell those of an agent's Trainer, if it has one, of an episode."""
     trainer = agent._trainer
     if trainer is None:

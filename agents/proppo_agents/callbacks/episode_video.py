@@ -7,9 +7,11 @@ from typing import Any, Literal
 import gymnasium
 
 from lightning_proppo.callbacks.tensorboard import tensorboard_writers
+from lightning_proppo.errors import check_choice
 from lightning_proppo.installed_lightning import pl
-from proppo_agents.experience import run_folder
-from proppo_agents.films import Film, FilmError, can_write, film_episode, rendered
+from proppo_agents.arguments import check_count
+from proppo_agents.experience.keeping import run_folder
+from proppo_agents.watching.films import Film, FilmError, can_write, film_episode, rendered
 
 
 class EpisodeVideo(pl.Callback):
@@ -37,10 +39,8 @@ class EpisodeVideo(pl.Callback):
     def __init__(
         self, every_n_epochs: int = 1, file_format: Literal["mp4", "gif"] = "gif", seed: int = 0
     ) -> None:
-        if every_n_epochs < 1:
-            raise ValueError(f"every_n_epochs must be at least 1; got {every_n_epochs}.")
-        if file_format not in ("mp4", "gif"):
-            raise ValueError(f"file_format must be 'mp4' or 'gif'; got {file_format!r}.")
+        check_count("every_n_epochs", every_n_epochs)
+        check_choice("file_format", file_format, ("mp4", "gif"))
         self.every_n_epochs = every_n_epochs
         self.file_format = file_format
         self.seed = seed

@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from lightning_proppo.callbacks.tensorboard import tensorboard_writers
+from proppo_agents.arguments import check_count
 from proppo_agents.callbacks.base import EpisodeCallback
 from proppo_agents.encodings import onto_circles
-from proppo_agents.episodes import Episode, Policy
-from proppo_agents.experience import run_folder
+from proppo_agents.experience.episodes import Episode, PolicyFunction
+from proppo_agents.experience.keeping import run_folder
 from proppo_agents.figures.style import save
-from proppo_agents.prediction_plot import draw_prediction
-from proppo_agents.predictions import Prediction, predict_episode
+from proppo_agents.watching.prediction_plot import draw_prediction
+from proppo_agents.watching.predictions import Prediction, predict_episode
 
 
 class PredictionFigure(EpisodeCallback):
@@ -44,15 +45,15 @@ class PredictionFigure(EpisodeCallback):
     """
 
     def __init__(self, particles: int = 200, every_n_trials: int = 1, seed: int = 0) -> None:
-        if particles < 2:
-            raise ValueError(f"particles must be at least 2; got {particles}.")
-        if every_n_trials < 1:
-            raise ValueError(f"every_n_trials must be at least 1; got {every_n_trials}.")
+        check_count("particles", particles, 2)
+        check_count("every_n_trials", every_n_trials)
         self.particles = particles
         self.every_n_trials = every_n_trials
         self.seed = seed
 
-    def on_episode(self, trainer: Any, agent: Any, episode: Episode, policy: Policy | None) -> None:
+    def on_episode(
+        self, trainer: Any, agent: Any, episode: Episode, policy: PolicyFunction | None
+    ) -> None:
         """Draw the episode, and log how much of it was foreseen."""
         # All ranks have to ask for it.
         folder = run_folder(trainer, "predictions")
@@ -73,7 +74,7 @@ class PredictionFigure(EpisodeCallback):
 
 
 def predicted_by(
-    agent: Any, episode: Episode, policy: Policy | None, particles: int, seed: int
+    agent: Any, episode: Episode, policy: PolicyFunction | None, particles: int, seed: int
 ) -> Prediction | None:
     """Return what an agent's present model predicts of an episode, or None if it has no model."""
     if not agent.dynamics.fitted:
@@ -87,6 +88,6 @@ def predicted_by(
         return Normal(x + mean, variance.sqrt(), validate_args=False)
 
     def draw(x: Tensor, action: Tensor) -> Tensor:
-        return onto_circles(dynamics(x, action).sample(), spaces.circles)
+        return onto_circles(dynamics(x, action).sample(), spaces.encoded_angles)
 
     return predict_episode(single, policy, episode, particles, spaces.angles, seed, draw)

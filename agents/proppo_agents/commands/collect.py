@@ -9,15 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_proppo.cli import CommandError
-from proppo_agents.commands.sources import (
-    Source,
-    of_checkpoint,
-    of_config,
-    of_environment,
-    positive,
-)
-from proppo_agents.episode_files import EpisodeFileError, EpisodeFolder
-from proppo_agents.experience import collect_and_keep
+from proppo_agents.commands.options import positive
+from proppo_agents.commands.sources import Source, of_checkpoint, of_config, of_environment
+from proppo_agents.experience.files import EpisodeFileError, EpisodeFolder
+from proppo_agents.experience.keeping import collect_and_keep
 
 
 def main(args: Sequence[str]) -> int:

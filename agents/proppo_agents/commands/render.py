@@ -12,7 +12,7 @@ import gymnasium
 
 from lightning_proppo.cli import CommandError
 from proppo_agents.commands.sources import of_checkpoint
-from proppo_agents.films import FilmError, can_write, film_episode, rendered
+from proppo_agents.watching.films import FilmError, can_write, film_episode, rendered
 
 
 def main(args: Sequence[str]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from jsonargparse import ArgumentParser
 from lightning_proppo.cli import CommandError, load_module
 from lightning_proppo.cli.program import first_line
 from lightning_proppo.installed_lightning import pl
-from proppo_agents.episodes import Policy
+from proppo_agents.experience.episodes import PolicyFunction
 from proppo_agents.worlds import make_world
 
 
@@ -33,7 +32,7 @@ class Source:
     """
 
     env: gymnasium.Env[Any, Any]
-    policy: Policy | None
+    policy: PolicyFunction | None
     environment: str
     options: dict[str, Any]
     steps: int = 0
@@ -98,7 +97,7 @@ def of_environment(name: str, options: str) -> Source:
     return Source(env, None, name, arguments)
 
 
-def _of_module(module: Any, policy: Policy | None, steps: int = 0) -> Source:
+def _of_module(module: Any, policy: PolicyFunction | None, steps: int = 0) -> Source:
     if not isinstance(getattr(module, "env", None), gymnasium.Env):
         raise CommandError(
             f"{type(module).__qualname__} does not act in an environment: it has no attribute env."
@@ -106,11 +105,3 @@ def _of_module(module: Any, policy: Policy | None, steps: int = 0) -> Source:
     told = module.hparams
     name = told.get("environment") or module.env.spec.id
     return Source(module.env, policy, name, told.get("environment_options") or {}, steps)
-
-
-def positive(text: str) -> int:
-    """Return a number that is at least 1, as argparse wants it."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {value}")
-    return value

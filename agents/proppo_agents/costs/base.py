@@ -6,10 +6,11 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from proppo_agents.episodes import Episode
+from proppo_agents.experience.episodes import Episode
 from proppo_agents.parts import Part
 from proppo_agents.worlds import World
 
@@ -63,6 +64,20 @@ class Cost(Part):
     def learns(self) -> bool:
         """Whether ``fit`` does anything."""
         return type(self).fit is not Cost.fit
+
+    @torch.no_grad()
+    def return_of(self, episode: Episode, like: Tensor) -> float:
+        """Return the sum of a real episode's rewards, that which compares with predicted returns.
+
+        Args:
+            episode: of H steps.
+            like: of the dtype and on the device that costs are computed in.
+        """
+        if self.of_environment:
+            return episode.total
+        x, u = episode.observations.to(like), episode.actions.to(like)
+        costs = self(**self.arguments(x[:-1], u, x[1:]))
+        return float((self.reward_offset - costs).sum())
 
     def arguments(
         self, observation: Tensor, action: Tensor, next_observation: Tensor

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from proppo_agents.costs.base import Cost
 from proppo_agents.encodings import encode_angles
-from proppo_agents.episodes import Episode
+from proppo_agents.experience.episodes import Episode
 from proppo_agents.parts import make_part
 from proppo_agents.regression import ExactGP, Regressor
 from proppo_agents.worlds import World

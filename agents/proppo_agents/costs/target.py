@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from proppo_agents.arguments import check_each
 from proppo_agents.costs.base import Cost
-from proppo_agents.data import check_each
 from proppo_agents.worlds import World
 
 
@@ -31,7 +31,7 @@ class _TargetCost(Cost):
     def __init__(self, target: Sequence[float], action_weight: float | Sequence[float]) -> None:
         super().__init__()
         self.target = tuple(float(value) for value in target)
-        self.action_weight = _plain("action_weight", action_weight)
+        self.action_weight = _finite("action_weight", action_weight)
         self.register_buffer("_target", torch.tensor(self.target), persistent=False)
         self.register_buffer("_weights", torch.ones(len(self.target)), persistent=False)
         self._angles: list[int] = []
@@ -105,7 +105,7 @@ class QuadraticCost(_TargetCost):
         action_weight: float | Sequence[float] = 0.0,
     ) -> None:
         super().__init__(target, action_weight)
-        self.weights = _plain("weights", weights)
+        self.weights = _finite("weights", weights)
 
     def _weights_of(self, size: int) -> Tensor:
         return check_each("weights", self.weights, size)
@@ -179,7 +179,7 @@ def _widths(value: Any) -> float | tuple[float, ...]:
     return found if several else found[0]
 
 
-def _plain(name: str, value: Any) -> Any:
+def _finite(name: str, value: Any) -> Any:
     values = value if isinstance(value, Sequence) else (value,)
     if not values or not all(math.isfinite(one) and one >= 0 for one in values):
         raise ValueError(f"{name} must be finite numbers, 0 or more; got {value!r}.")

@@ -11,7 +11,7 @@ from torch.distributions import Normal
 from typing_extensions import Self
 
 from proppo_agents.encodings import angle_changes, encode_angles
-from proppo_agents.episodes import Episode
+from proppo_agents.experience.episodes import Episode
 from proppo_agents.parts import Part, Spaces
 from proppo_agents.regression import Regressor
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from proppo_agents.dynamics.base import DynamicsModel
-from proppo_agents.gaussian_process import GPPosterior
 from proppo_agents.regression import Ensemble, ExactGP, Regressor, SparseGP
+from proppo_agents.regression.gp_posterior import GPPosterior
 
 
 class GPDynamics(DynamicsModel):

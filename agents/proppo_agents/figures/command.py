@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from lightning_proppo.cli import CommandError
 from lightning_proppo.errors import did_you_mean
+from proppo_agents.commands.options import positive
 from proppo_agents.figures import (
     bifurcation,
     bookkeeping,
@@ -135,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, metavar="S", help="of the noise (default: 0)"
     )
     parser.add_argument(
-        "--threads", type=_positive, default=1, metavar="N", help="of PyTorch's (default: 1)"
+        "--threads", type=positive, default=1, metavar="N", help="of PyTorch's (default: 1)"
     )
     return parser
 
@@ -147,10 +148,3 @@ def _figure(text: str) -> str:
             f"{did_you_mean(text, EXPERIMENTS)}"
         )
     return text
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {value}")
-    return value

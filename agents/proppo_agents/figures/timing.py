@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -27,6 +25,7 @@ from lightning_proppo.propagators import RPProp
 from proppo_agents.figures.experiment import Claim, Experiment, Row
 from proppo_agents.figures.memory import split_by_memory
 from proppo_agents.figures.style import grid, line_style, new_figure, plain_numbers
+from proppo_agents.figures.turns import Gradient, quartiles, ratio, times
 
 HORIZON, NOISE, BETA = 10, 1e-3, 2.5
 PLAIN = "plain PyTorch"
@@ -41,7 +40,6 @@ OURS: dict[str, Callable[[], PropagationManager]] = {
 # How many arrays of all particles' states a gradient holds at once: TP takes 15 GB for 100,000
 # particles of 500 dimensions.
 ARRAYS = 75
-Gradient = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -130,42 +128,6 @@ def all_gradients(network: Network) -> dict[str, Gradient]:
     return {PLAIN: plain_gradient(network), **ours}
 
 
-def times(
-    gradients: Mapping[str, Gradient],
-    repetitions: int,
-    device: torch.device,
-    bar: tqdm,
-    limit: float = math.inf,
-) -> dict[str, list[float]]:
-    """Return each estimator's seconds, one for each turn; at least two, and none after a limit.
-
-    Args:
-        gradients: functions that compute one, by name.
-        repetitions: turns.
-        device: that is waited for.
-        bar: moves on with every turn, and past those that the limit cuts off.
-        limit: in seconds.
-    """
-    began = time.perf_counter()
-    found: dict[str, list[float]] = {name: [] for name in gradients}
-    for gradient in gradients.values():  # warm up
-        gradient()
-    for turn in range(repetitions):
-        if turn >= 2 and time.perf_counter() - began > limit:
-            bar.update(repetitions - turn)
-            break
-        for name, gradient in gradients.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            start = time.perf_counter()
-            gradient()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            found[name].append(time.perf_counter() - start)
-        bar.update()
-    return found
-
-
 def summary(sweep: str, batch: int, dimension: int, found: Mapping[str, list[float]]) -> list[Row]:
     """Return a row for each estimator: the median with quartiles, and the ratio to plain PyTorch.
 
@@ -177,10 +139,8 @@ def summary(sweep: str, batch: int, dimension: int, found: Mapping[str, list[flo
     """
     rows = []
     for name, seconds in found.items():
-        low, middle, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))
-        ratio = statistics.median(a / b for a, b in zip(seconds, found[PLAIN], strict=True))
-        values = (sweep, batch, dimension, name, middle, low, high, ratio)
-        rows.append(dict(zip(FIELDS, values, strict=True)))
+        row: Row = {"sweep": sweep, "batch": batch, "dimension": dimension, "estimator": name}
+        rows.append(row | quartiles(seconds) | {"ratio": ratio(seconds, found[PLAIN])})
     return rows
 
 

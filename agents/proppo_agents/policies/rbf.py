@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from proppo_agents.basis_functions import radial_basis
-from proppo_agents.data import check_count
+from proppo_agents.arguments import check_count
 from proppo_agents.encodings import encode_angles
 from proppo_agents.policies.base import Policy
+from proppo_agents.policies.basis_functions import radial_basis
 
 # Of a sine or cosine: resolves about a tenth of the circle.
 _ANGLE_LENGTHSCALE = 0.7

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proppo_agents.data import check_data, check_fits_in
 from proppo_agents.parts import Part
+from proppo_agents.regression.data import check_data, check_fits_in
 
 
 class Regressor(Part):

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_proppo.errors import check_choice
-from proppo_agents.data import check_count, check_fit, standardize
+from proppo_agents.arguments import check_count, check_fit
 from proppo_agents.regression.base import Regressor
-from proppo_agents.regression.member_prediction import Members, predict_all, predict_own
+from proppo_agents.regression.data import standardize
+from proppo_agents.regression.member_prediction import Members, evaluate, predict_all, predict_own
 
 TRAJECTORIES = ("TS-inf", "TS-1")
 
@@ -138,11 +139,8 @@ class _Networks(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return means and log-variances."""
-        for weights, biases in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            x = nn.functional.silu(torch.baddbmm(biases, x, weights))
-        mean, raw = torch.baddbmm(self.biases[-1], x, self.weights[-1]).chunk(2, -1)
-        log = self.highest - nn.functional.softplus(self.highest - raw)
-        return mean, self.lowest + nn.functional.softplus(log - self.lowest)
+        mean, log, _ = evaluate(self, x)
+        return mean, log
 
 
 def _negative_likelihood(network: _Networks, x: Tensor, y: Tensor) -> Tensor:

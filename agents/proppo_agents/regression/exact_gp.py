@@ -6,14 +6,10 @@ import warnings
 
 from torch import Tensor
 
-from proppo_agents.data import check_fit
-from proppo_agents.gaussian_process import (
-    GPPosterior,
-    Hyperparameters,
-    condition,
-    fit_hyperparameters,
-)
+from proppo_agents.arguments import check_fit
 from proppo_agents.regression.base import Regressor
+from proppo_agents.regression.gp_fit import fit_hyperparameters
+from proppo_agents.regression.gp_posterior import GPPosterior, Hyperparameters, condition
 
 # Beyond, a fit takes minutes, and a prediction longer than the sparse approximation's.
 _MANY = 1000
@@ -23,7 +19,8 @@ class ExactGP(Regressor):
     """Independent Gaussian processes with ARD squared exponential kernels, one for each output.
 
     The best there is for up to about 1,000 data; a fit costs their number cubed, a prediction its
-    square. See :func:`proppo_agents.gaussian_process.fit_gaussian_process`.
+    square. Hyperparameters start at lengthscales of the inputs' full spread, and maximize the
+    marginal likelihood. As in PILCO, a signal far above the noise is penalized.
 
     Args:
         steps: Adam's steps in fitting the hyperparameters.

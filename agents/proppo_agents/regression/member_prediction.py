@@ -50,7 +50,7 @@ class Members:
 def predict_all(members: Members, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Return all members' means and variances [B, P, E] at inputs [P, I]."""
     x = (inputs - members.input_mean) / members.input_std
-    mean, log, _ = _evaluate(members, x.expand(members.count, -1, -1))
+    mean, log, _ = evaluate(members, x.expand(members.count, -1, -1))
     variance = log.exp() * members.output_std.square()
     return mean * members.output_std + members.output_mean, variance
 
@@ -73,10 +73,14 @@ def predict_own(
     return mean, std
 
 
-def _evaluate(members: Members, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+def evaluate(members: Any, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Return standardized means and log-variances [B, Q, E], and what each layer was given.
 
     The latter before the activation; last is the layer of outputs, before the bounds.
+
+    Args:
+        members: whose weights, biases, lowest and highest are as those of :class:`Members`.
+        x: standardized inputs [B, Q, I].
     """
     between: list[Tensor] = []
     for k, (weights, biases) in enumerate(zip(members.weights, members.biases, strict=True)):
@@ -126,7 +130,7 @@ class _OwnPrediction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, members: Members, order: Tensor | None) -> Any:
         x = (inputs - members.input_mean) / members.input_std
-        mean, log, between = _evaluate(members, _grouped(x, members.count, order))
+        mean, log, between = evaluate(members, _grouped(x, members.count, order))
         mean = _together(mean, len(inputs), order) * members.output_std + members.output_mean
         std = _together((0.5 * log).exp(), len(inputs), order) * members.output_std
         ctx.members, ctx.order = members, order

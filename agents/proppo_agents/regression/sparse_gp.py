@@ -11,16 +11,17 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from proppo_agents.data import check_count, check_fit, standardize
-from proppo_agents.factorization import cholesky, jitter_of_gpytorch
-from proppo_agents.gaussian_process import (
-    GPPosterior,
-    Hyperparameters,
-    covariance,
-    fit_hyperparameters,
-    scattered,
-)
+from proppo_agents.arguments import check_count, check_fit
 from proppo_agents.regression.base import Regressor
+from proppo_agents.regression.data import standardize
+from proppo_agents.regression.factorization import cholesky, jitter_of_gpytorch
+from proppo_agents.regression.gp_fit import (
+    add_prior,
+    fit_hyperparameters,
+    hyperparameters_of,
+    prior_of,
+)
+from proppo_agents.regression.gp_posterior import GPPosterior, Hyperparameters, covariance, scale
 
 # Data for the exact process that the hyperparameters start from.
 _FIRST = 200
@@ -81,14 +82,10 @@ class SparseGP(Regressor):
         points = points.expand(y.shape[1], -1, -1).clone()
         if self.steps:
             found, points = _polish(x, y.mT, found, points, self.steps, self.learning_rate)
-        scaled = points / found.lengthscales.unsqueeze(1)
-        weights, factor = _optimum(x, y.mT, scaled, found)
-        if scattered(scaled, torch.float32):
-            middle = x.median(0).values
-            input_mean = input_mean + middle * input_std
-            scaled = (points - middle) / found.lengthscales.unsqueeze(1)
+        weights, factor = _optimum(x, y.mT, points / found.lengthscales.unsqueeze(1), found)
+        scaled, middle = scale(points, x, found)
         return {
-            "input_mean": input_mean,
+            "input_mean": input_mean + middle * input_std,
             "input_std": input_std,
             "output_mean": output_mean,
             "output_std": output_std,
@@ -112,26 +109,19 @@ class _SparseProcesses(gpytorch.models.ApproximateGP):  # type: ignore[misc]  # 
     """E processes with zero mean, each with inducing points of its own [E, M, I]."""
 
     def __init__(self, points: Tensor) -> None:
-        shape = points.shape[:1]
         distribution = gpytorch.variational.CholeskyVariationalDistribution(
-            points.shape[1], batch_shape=shape
+            points.shape[1], batch_shape=points.shape[:1]
         )
         super().__init__(
             gpytorch.variational.VariationalStrategy(
                 self, points, distribution, learn_inducing_locations=True, jitter_val=_JITTER
             )
         )
-        self.mean_module = gpytorch.means.ZeroMean(batch_shape=shape)
-        self.covar_module = gpytorch.kernels.ScaleKernel(
-            gpytorch.kernels.RBFKernel(ard_num_dims=points.shape[-1], batch_shape=shape),
-            batch_shape=shape,
-        )
+        add_prior(self, len(points), points.shape[-1])
 
     def forward(self, inputs: Tensor) -> Any:
         """Return the prior at inputs [E, N, I]."""
-        return gpytorch.distributions.MultivariateNormal(
-            self.mean_module(inputs), self.covar_module(inputs)
-        )
+        return prior_of(self, inputs)
 
 
 def _polish(
@@ -158,12 +148,9 @@ def _polish(
             optimizer.zero_grad()
             (-bound(model(x[some].expand(count, -1, -1)), y[:, some]).sum()).backward()
             optimizer.step()
-    found = Hyperparameters(
-        model.covar_module.base_kernel.lengthscale.detach().squeeze(1),
-        model.covar_module.outputscale.detach(),
-        likelihood.noise.detach().squeeze(-1),
-    )
-    return found, model.variational_strategy.inducing_points.detach()
+    return hyperparameters_of(
+        model, likelihood
+    ), model.variational_strategy.inducing_points.detach()
 
 
 def _start_at_optimum(

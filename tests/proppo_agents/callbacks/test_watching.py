@@ -18,8 +18,8 @@ from lightning_proppo.cli.installed import LightningCLI
 from lightning_proppo.installed_lightning import pl
 from proppo_agents import PILCO, EpisodeVideo, PredictionFigure
 from proppo_agents.callbacks.base import EpisodeCallback
-from proppo_agents.episodes import Episode, Policy
-from proppo_agents.films import FilmError
+from proppo_agents.experience.episodes import Episode, PolicyFunction
+from proppo_agents.watching.films import FilmError
 
 from ..small_agent import SMALL
 
@@ -108,7 +108,7 @@ def test_episodes_are_told_before_the_model_knows_them(tmp_path: Path) -> None:
 
     class Listener(EpisodeCallback):
         def on_episode(
-            self, trainer: Any, agent: PILCO, episode: Episode, policy: Policy | None
+            self, trainer: Any, agent: PILCO, episode: Episode, policy: PolicyFunction | None
         ) -> None:
             assert not any(episode is each for each in agent.episodes)
             told.append((len(agent.episodes), not agent.dynamics.fitted, policy is None))
@@ -136,7 +136,7 @@ def test_files_are_written_without_a_logger_too(tmp_path: Path) -> None:
         (lambda: PredictionFigure(particles=1), "particles must be at least 2; got 1"),
         (lambda: PredictionFigure(every_n_trials=0), "every_n_trials must be at least 1; got 0"),
         (lambda: EpisodeVideo(every_n_epochs=0), "every_n_epochs must be at least 1; got 0"),
-        (lambda: EpisodeVideo(file_format="avi"), "file_format must be 'mp4' or 'gif'; got 'avi'"),
+        (lambda: EpisodeVideo(file_format="avi"), "file_format must be one of mp4, gif; got 'avi'"),
     ],
 )
 def test_wrong_arguments_are_refused(make: Any, told: str) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from proppo_agents.episode_files import digest_of, read_episodes
-from proppo_agents.episodes import Episode
+from proppo_agents.experience.episodes import Episode
+from proppo_agents.experience.files import digest_of, read_episodes
 
 from ...launching import launch
 
@@ -22,8 +22,8 @@ import torch
 from lightning_proppo import PropagationCallback
 from lightning_proppo.installed_lightning import pl
 from proppo_agents import PILCO, EpisodeVideo, PredictionFigure
-from proppo_agents.episode_files import EpisodeFolder
-from proppo_agents.experience import collect_and_keep
+from proppo_agents.experience.files import EpisodeFolder
+from proppo_agents.experience.keeping import collect_and_keep
 
 folder = Path(sys.argv[1])
 touched = []

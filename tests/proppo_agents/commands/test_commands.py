@@ -15,7 +15,7 @@ from proppo_agents import PILCO
 from proppo_agents.commands import collect, render
 from proppo_agents.commands.collect import main as run_collect
 from proppo_agents.commands.render import main as run_render
-from proppo_agents.episode_files import EpisodeFolder, digest_of, read_episodes
+from proppo_agents.experience.files import EpisodeFolder, digest_of, read_episodes
 
 from ..small_agent import SMALL
 
@@ -180,6 +180,6 @@ def test_what_cannot_be_filmed_is_told(
     with pytest.raises(CommandError, match=r"got '\.avi'"):
         run_render(["--ckpt", str(checkpoint), "--out", str(tmp_path / "film.avi")])
     monkeypatch.setattr(render, "can_write", lambda suffix: None)
-    monkeypatch.setattr("proppo_agents.films.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("proppo_agents.watching.films.importlib.util.find_spec", lambda name: None)
     with pytest.raises(CommandError, match="needs moviepy"):
         run_render(["--ckpt", str(checkpoint), "--out", str(tmp_path / "film.mp4")])

@@ -11,12 +11,10 @@ from proppo_agents.figures.experiment import Row, silent_bar
 from proppo_agents.figures.multi_path import (
     ESTIMATORS,
     Settings,
-    curves,
-    fit_line,
-    lr_line,
     other_costs,
     path_gradient,
 )
+from proppo_agents.figures.multi_path_claims import curves, fit_line, lr_line
 from proppo_envs import ChaoticRNN
 
 # Short rollouts: RP needs some 30 steps to explode at beta 3.5.

@@ -16,8 +16,8 @@ from proppo_agents.figures.timing import (
     all_gradients,
     fit,
     summary,
-    times,
 )
+from proppo_agents.figures.turns import times
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,152 @@
+"""Acting in an environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+# Takes observations [P, D] to actions [P, A]; a policy of this package is one.
+PolicyFunction = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What was seen and done in one episode of H steps, in float64.
+
+    Attributes:
+        observations: [H + 1, D].
+        actions: [H, A].
+        rewards: [H].
+        success: whether the environment called it one.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    success: bool
+
+    @property
+    def total(self) -> float:
+        """The return: the sum of the rewards."""
+        return float(self.rewards.sum())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain values, as a checkpoint keeps them."""
+        return dict(vars(self))
+
+
+def collect_episode(
+    env: gymnasium.Env[Any, Any],
+    policy: PolicyFunction | None,
+    seed: int | None = None,
+    broken_off: Callable[[Episode], Any] | None = None,
+) -> Episode:
+    """Act until the environment ends the episode.
+
+    Args:
+        env: with Box spaces; its info may hold ``"success"``.
+        policy: takes observations [1, D] to actions [1, A]; None: random actions of any space.
+        seed: of the episode's noise and random actions; None: go on with the environment's own.
+        broken_off: called with the steps so far, if there are any, when an exception ends the
+            episode; the exception goes on.
+
+    Raises:
+        TypeError: if the policy returns no tensor of numbers.
+        ValueError: if the policy's actions, or what the environment gives, are not finite or of
+            another shape; if a space of the environment is no Box.
+    """
+    _check_spaces(env, policy)
+    if seed is not None:
+        env.action_space.seed(seed)
+    observation, info = env.reset(seed=seed)
+    _check_given(env, "the first observation", observation)
+    observations: list[Any] = [observation]
+    actions: list[Any] = []
+    rewards: list[float] = []
+    ended = False
+
+    def so_far() -> Episode:
+        # An interrupt may come between two of these lists.
+        steps = len(rewards)
+        return Episode(
+            observations=torch.as_tensor(np.stack(observations[: steps + 1]), dtype=torch.float64),
+            actions=torch.as_tensor(np.stack(actions[:steps]), dtype=torch.float64),
+            rewards=torch.tensor(rewards, dtype=torch.float64),
+            success=bool(info.get("success", False)),
+        )
+
+    try:
+        while not ended:
+            if policy is None:
+                action = env.action_space.sample()
+            else:
+                with torch.no_grad():
+                    action = policy(torch.as_tensor(observation)[None])
+                action = _checked_action(env, action, len(actions))
+            action = np.asarray(action, dtype=env.action_space.dtype)
+            observation, reward, terminated, truncated, info = env.step(action)
+            _check_given(env, f"the observation after step {len(actions)}", observation)
+            _check_given(env, f"the reward of step {len(actions)}", reward)
+            observations.append(observation)
+            actions.append(action)
+            rewards.append(float(reward))
+            ended = terminated or truncated
+    # Also where the user ends it: a robot's steps are not to be had again.
+    except BaseException:
+        if rewards and broken_off is not None:
+            broken_off(so_far())
+        raise
+    return so_far()
+
+
+def _check_spaces(env: gymnasium.Env[Any, Any], policy: PolicyFunction | None) -> None:
+    spaces = {"observations": env.observation_space}
+    if policy is not None:
+        spaces["actions"] = env.action_space
+    for name, space in spaces.items():
+        if not isinstance(space, gymnasium.spaces.Box):
+            raise ValueError(
+                f"env: the {name} of {_name(env)} must be a Box; got {space}. Wrap it: "
+                "gymnasium.wrappers.FlattenObservation makes one of a Discrete, Dict or Tuple of "
+                "observations; actions must be continuous."
+            )
+
+
+def _checked_action(env: gymnasium.Env[Any, Any], action: Any, step: int) -> Any:
+    """Return an action [A] of a policy's [1, A]."""
+    shape = env.action_space.shape or ()
+    if not isinstance(action, Tensor):
+        raise TypeError(
+            f"policy must return a tensor [1, A] of actions; got {type(action).__name__} at step "
+            f"{step}."
+        )
+    if tuple(action.shape) != (1, *shape):
+        raise ValueError(
+            f"policy must return actions of shape {[1, *shape]} for {_name(env)}; got "
+            f"{list(action.shape)} at step {step}."
+        )
+    if not bool(action.isfinite().all()):
+        raise ValueError(
+            f"policy must return finite actions; got {action[0].tolist()} at step {step}. Its "
+            "parameters may have become NaN: look at the gradients, and clip them "
+            "(gradient_clip_val)."
+        )
+    return action[0].cpu().numpy()
+
+
+def _check_given(env: gymnasium.Env[Any, Any], name: str, value: Any) -> None:
+    if not np.isfinite(np.asarray(value, dtype=np.float64)).all():
+        raise ValueError(
+            f"env: {name} of {_name(env)} must be finite; got {np.asarray(value).tolist()}. The "
+            "environment is at fault, or its simulation has diverged."
+        )
+
+
+def _name(env: gymnasium.Env[Any, Any]) -> str:
+    return type(env.unwrapped).__name__ if env.spec is None else env.spec.id
