@@ -367,7 +367,11 @@ class PropagationManager:
             PropagationError: see :meth:`loss`.
             TypeError: if ``message`` is no container.
         """
-        start = _container(message)
+        try:
+            start = _container(message)
+        except TypeError:
+            self._end_by_error()
+            raise
         if loss is None and self._tape.parent is not None and self._tape.root.running:
             # A propagator keeps this manager in its node, and the rollout that the node belongs
             # to is being differentiated.

@@ -17,12 +17,13 @@ import torch
 import yaml
 
 from lightning_proppo.cli.program import PROGRAM, CommandError, first_line
+from lightning_proppo.installed_lightning import pl
 
 SUMMARY = "Go on with a run that was broken off, from its last checkpoint."
 
 # Those that Lightning takes a run's folder from, and that lay out folders like it.
 _LOGGERS = ("TensorBoardLogger", "CSVLogger")
-_DEFAULT = "pytorch_lightning.loggers.TensorBoardLogger"
+_DEFAULT = f"{pl.__name__}.loggers.TensorBoardLogger"
 _DEFAULT_NAME = "lightning_logs"
 
 

@@ -148,5 +148,4 @@ def test_messages_to_start_with_that_are_none(wrong: Any) -> None:
     costs = squares(manager.sample(step(start())))
     words = ("message must be", repr(wrong))
     assert_refused(TypeError, words, lambda: manager.backward(costs, message=wrong))
-    manager.reset()
     assert_goes_on(manager, "LR")

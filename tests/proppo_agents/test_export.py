@@ -17,7 +17,7 @@ x = torch.tensor(json.loads(sys.argv[1]))
 actions = []
 for path in sys.argv[2:]:
     controller = torch.export.load(path).module()
-    actions.append([controller(x[:1]).tolist(), controller(x).tolist()])
+    actions.append([controller(x[:1]).tolist(), controller(x).numpy().tolist()])
 foreign = (
     "gpytorch", "pytorch_lightning", "lightning", "lightning_proppo", "proppo_agents", "gymnasium"
 )

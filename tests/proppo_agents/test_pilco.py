@@ -11,7 +11,7 @@ import gymnasium
 import pytest
 import torch
 
-from lightning_proppo import PropagationCallback, PropagationManager
+from lightning_proppo import PropagationCallback, PropagationError, PropagationManager
 from lightning_proppo.cli import load_module
 from lightning_proppo.installed_lightning import pl
 from proppo_agents import PILCO, GPDynamics, RBFPolicy
@@ -243,6 +243,14 @@ def test_predicted_returns_are_of_an_episode_whatever_the_horizon() -> None:
     assert episode_return == pytest.approx(25 - loss, abs=1e-4)
     assert same_return == pytest.approx(episode_return, abs=1e-4)
     assert longer_loss > loss
+
+
+def test_training_without_a_manager_is_refused_before_an_episode(tmp_path: Path) -> None:
+    module = small()
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, logger=False, default_root_dir=tmp_path)
+    with pytest.raises(PropagationError, match=r"PILCO has no manager; add .*PropagationCallback"):
+        trainer.fit(module)
+    assert module.episodes == []
 
 
 def test_rolling_out_without_a_model_says_what_to_do() -> None:

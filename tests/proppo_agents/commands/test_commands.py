@@ -146,6 +146,16 @@ def test_what_cannot_be_collected_is_told(
     assert not Path("data").exists()
 
 
+def test_a_folder_of_another_environments_episodes_is_left_alone(tmp_path: Path) -> None:
+    run_collect(["--environment", "Pendulum-v1", "--out", str(tmp_path)])
+    with pytest.raises(CommandError, match=r"holds episodes of Pendulum-v1.*another folder"):
+        run_collect(["--config", str(CONFIG), "--out", str(tmp_path)])
+    [path] = tmp_path.glob("*.npz")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CommandError, match="is not a whole episode"):
+        run_collect(["--environment", "Pendulum-v1", "--out", str(tmp_path)])
+
+
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CommandError, match="cannot be written"):

@@ -17,7 +17,7 @@ from proppo_agents.experience.files import EpisodeFileError, EpisodeFolder, dige
 from proppo_agents.experience.keeping import collect_and_keep
 from proppo_envs.cartpole import CartPoleSwingUpEnv
 
-from .small_agent import SMALL
+from ..small_agent import SMALL
 
 
 def small(**changes: Any) -> PILCO:

@@ -18,7 +18,7 @@ from proppo_agents.parts import Spaces
 from proppo_agents.policies import RBFPolicy
 from proppo_agents.policies.basis_functions import radial_basis
 
-from ..largest_tensor import LargestTensor
+from ...largest_tensor import LargestTensor
 
 P, C, D = 6, 5, 3
 
