@@ -114,10 +114,10 @@ class PILCO(pl.LightningModule):
         learning_rate: Adam's at the start of an epoch.
         final_learning_rate: at the end of an epoch, as a fraction of ``learning_rate``.
         candidates: how many random policies a search starts from: the model's favourite of them.
-        patience: after how many epochs with neither a success nor a real return above all before
-            the policy is given up, and the next epoch starts from a random one again. What was
-            learned with the first, poor models is often a dead end that gradients do not lead out
-            of. None: never.
+        patience: after how many epochs without a real return above all before the policy is given
+            up, and the next epoch starts from a random one again. What was learned with the first,
+            poor models is often a dead end that gradients do not lead out of. One that has had a
+            success is none, and is not given up. None: never.
         random_episodes: how many episodes there are before the first fit: those of ``data``, and
             then some with random actions.
         data: a folder of episodes to start from, as trainings and ``lightning-proppo collect``

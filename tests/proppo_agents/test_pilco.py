@@ -128,6 +128,10 @@ def test_evaluation_is_reproducible_and_learns_nothing(trained: tuple[PILCO, Pat
         (1, [5, 6, 7, 7, 0], [0, 3]),
         # A success (20) goes on, though another was better.
         (1, [5, 30, 20, 20, 0], [0]),
+        # Nor is what has succeeded given up after worse trials.
+        (1, [5, 20, 4, 3, 2], [0]),
+        # Unless it was not the present search that did.
+        (1, [20, 4, 3, 2, 1], [0, 1, 2, 3]),
         # Waiting starts anew with a new search.
         (2, [9, 4, 3, 2, 1], [0, 2]),
     ],

@@ -38,16 +38,17 @@ class Trial:
 
 
 def trials_without_progress(trials: Sequence[Trial], since: int = 0) -> int:
-    """Return how many trials in the end had neither a success nor a return above all before.
+    """Return how many trials in the end had no return above all before; 0 if one was a success.
 
     Args:
         trials: in their order.
         since: which of them is the first that may count.
     """
+    if any(trial.success for trial in trials[since:]):
+        return 0
     best = -math.inf
     waited = 0
     for index, trial in enumerate(trials):
-        better = trial.success or trial.real_return > best
-        waited = 0 if better or index < since else waited + 1
+        waited = 0 if trial.real_return > best or index < since else waited + 1
         best = max(best, trial.real_return)
     return waited
