@@ -128,10 +128,21 @@ def horizon_of_ours() -> int:
     return int(steps)  # type: ignore[arg-type]
 
 
+@contextlib.contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Work in a folder; contextlib has such a function from Python 3.11 on."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
 def train_peer(arguments: argparse.Namespace, folder: Path) -> Clock:
     """Train the demo's agent by the demo's own command (which must be importable)."""
     clock = Clock()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+    with inside(folder), contextlib.redirect_stdout(io.StringIO()):
         import_stand_ins()
         train = importlib.import_module("pipps.train")
         agents = importlib.import_module("pipps.agents")

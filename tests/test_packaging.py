@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import lightning_proppo
+from lightning_proppo.installed_lightning import pl
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -166,7 +167,9 @@ def test_the_wheel_works_in_a_clean_environment(clean_environment: Path, tmp_pat
 
 def test_the_quick_start_runs_with_the_wheel(clean_environment: Path, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    (tmp_path / "quick_start.py").write_text(blocks[0])
+    # As it is called here.
+    source = blocks[0].replace("import pytorch_lightning as", f"import {pl.__name__} as")
+    (tmp_path / "quick_start.py").write_text(source)
     run(clean_environment / "bin" / "python", "quick_start.py", cwd=tmp_path)
 
 
