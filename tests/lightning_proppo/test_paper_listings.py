@@ -50,8 +50,8 @@ NAMES = {
     "lightning_proppo.initializers": "Init Lock Optional Choice Empty ChainInit ChainInitTemplate",
     "lightning_proppo.propagators": "Propagator SequenceProp ComboProp ChainProp BackPropagator"
     " BaselineProp mcgrad_temp PauseBase PauseProp SkipProp SumBase LossBase LossProp RPBase RPProp"
-    " LRBase LRProp TPBase TotalProp ResampleBase ResampleProp GRProp GaussShapeBase GSProp GSLossBase"
-    " GSLoss",
+    " LRBase LRProp TPBase TotalProp ResampleBase ResampleProp GRProp GaussShapeBase GSProp"
+    " GSLossBase GSLoss",
 }
 
 
