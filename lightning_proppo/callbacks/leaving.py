@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import logging
 import subprocess
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from lightning_proppo.errors import add_note
 
 _LOGGER = logging.getLogger("lightning_proppo")
 _GRACE = 10.0  # seconds that launched ranks have to end by themselves
+_PAUSE = 0.2  # seconds
 # What gloo says where another rank's process has ended; NCCL raises DistError.
 _BROKEN = ("Connection closed by peer", "Connection reset by peer")
 
@@ -83,6 +85,10 @@ def _in_a_group() -> bool:
 
 def _leave() -> None:
     if _in_a_group():
+        # A thread of gloo's that still drops the tensors of the last collective wants the
+        # interpreter, which this one holds while it waits for that thread's end (seen with torch
+        # 2.6): let it have it first.
+        time.sleep(_PAUSE)
         torch.distributed.destroy_process_group()
 
 
