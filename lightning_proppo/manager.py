@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from lightning_proppo.containers import MARKS, Container, Message, Node
+from lightning_proppo.disagreement import DisagreementMemory
 from lightning_proppo.engine.backward_pass import active_pass
 from lightning_proppo.engine.costs import RolloutCosts, mean_cost
 from lightning_proppo.engine.handover import ClosedTape, hand_over
@@ -98,6 +99,7 @@ class PropagationManager:
         # How many losses were made that no backward pass has reached; the callback looks.
         self.undifferentiated = 0
         self.given_by_callback = False
+        self.memory = DisagreementMemory()
         self._generation = 0
         self._forget_rollout()
 
@@ -145,6 +147,7 @@ class PropagationManager:
 
     def _forget_rollout(self) -> None:
         self._tape = Tape(self.terminal_propagator)
+        self._tape.memory = self.memory
         self._finished = False
         self._costs = RolloutCosts()
         self._unrecorded_costs: list[Tensor] = []  # their means, of an evaluation

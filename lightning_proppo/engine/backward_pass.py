@@ -8,6 +8,7 @@ from contextvars import ContextVar
 
 from torch import Tensor
 
+from lightning_proppo.disagreement import Look
 from lightning_proppo.engine.cuts import is_cut
 from lightning_proppo.engine.graph import LeafIndex, vector_jacobian_product
 
@@ -24,9 +25,13 @@ class BackwardPass:
     Attributes:
         gradients: the gradients that arrived at parameters, by ``id`` of the parameter.
         statistics: what propagators noted on the way, e.g. ``"lr_weight"``: a list of tensors.
+        look: what is known of RP's bias, and learned of it in this pass.
     """
 
-    def __init__(self, index: LeafIndex | None = None, defer: bool = False) -> None:
+    def __init__(
+        self, index: LeafIndex | None = None, defer: bool = False, look: Look | None = None
+    ) -> None:
+        self.look = look
         self.index = index if index is not None else LeafIndex()
         self._deferred: list[tuple[Tensor, Tensor]] | None = [] if defer else None
         self.gradients: dict[int, Tensor] = {}
@@ -91,6 +96,12 @@ _active: ContextVar[BackwardPass | None] = ContextVar("proppo_backward_pass", de
 def active_pass() -> BackwardPass | None:
     """Return the pass that is running in this thread, or None."""
     return _active.get()
+
+
+def active_index() -> LeafIndex:
+    """Return the running pass's index of leaves, or a new one."""
+    running = _active.get()
+    return LeafIndex() if running is None else running.index
 
 
 @contextlib.contextmanager

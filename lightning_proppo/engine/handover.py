@@ -86,17 +86,21 @@ class ClosedTape:
         for leaf in self._cuts:
             leaf.grad = None
         self.tape.keep = keep
+        memory = self.tape.memory
+        look = None if memory is None else memory.begin()
         try:
             # A pass may start inside another thread or another pass; this one is its own.
             # Each operation's backward runs in the precision of its forward; sums over particles
             # must not be cast where backward is called under autocast (manual optimization).
             with (
                 full_precision(self.parameters[0]) if self.parameters else nullcontext(),
-                activate(BackwardPass(self.tape.index, defer=not self._cuts)) as running,
+                activate(BackwardPass(self.tape.index, not self._cuts, look)) as running,
                 activate_ranks(self.tape.ranks),
             ):
                 remaining = self.tape.run("backward", message)
                 running.finish()
+                if memory is not None and look is not None and not self.differentiated:
+                    memory.keep(look)
         except RuntimeError as error:
             if "modified by an inplace operation" in str(error):
                 add_note(

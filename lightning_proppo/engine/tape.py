@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from lightning_proppo.containers import MARKS, Container, Content, Message, Node
+from lightning_proppo.disagreement import DisagreementMemory
 from lightning_proppo.engine.cuts import is_cut, mark_cut, tape_of
 from lightning_proppo.engine.graph import LeafIndex
 from lightning_proppo.engine.traversal import Traversal, check_targets
@@ -85,6 +86,7 @@ class Tape:
         keep: whether nodes keep their contents in a backward pass, for another one.
         running: whether a computation runs over the nodes.
         ranks: whose particles make up its batch.
+        memory: what earlier gradients say of RP's bias, or None.
     """
 
     def __init__(self, terminal_propagator: Propagator | None = None) -> None:
@@ -94,6 +96,7 @@ class Tape:
         self.keep = False
         self.running = False
         self.ranks = ALONE
+        self.memory: DisagreementMemory | None = None
         self.index = LeafIndex()
         self.parent: weakref.ref[Tape] | None = None
         self._ahead: dict[int, Container] = {}

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_proppo.containers import Listed
-from lightning_proppo.engine.backward_pass import active_pass
+from lightning_proppo.engine.backward_pass import active_index, active_pass
 from lightning_proppo.engine.cuts import cut, is_cut
-from lightning_proppo.engine.graph import LeafIndex, vector_jacobian_product
+from lightning_proppo.engine.graph import vector_jacobian_product
 from lightning_proppo.errors import check_choice
 from lightning_proppo.mathematics.variances import (
+    deviation_products,
     inverse_variance_weighting,
     mix,
     weights_from_variances,
@@ -29,6 +30,10 @@ from lightning_proppo.propagators.distributions import (
     DistParams,
     make_distribution,
     require_rsample,
+)
+from lightning_proppo.propagators.guard import (
+    guarded,
+    guarded_at_samples,
 )
 from lightning_proppo.propagators.halves import HALVES, centred_by_half, only_part, recentring
 from lightning_proppo.propagators.lr import message_loss
@@ -55,6 +60,7 @@ from lightning_proppo.propagators.weights import (
     check_weights,
     mean_lr_weight,
     mixed_cotangents,
+    rows_at_node,
     shielded,
     shielded_at_node,
     weights_at_node,
@@ -64,6 +70,20 @@ from lightning_proppo.ranks import active_ranks
 # Numbers in a sample from which on a product with a matrix costs more than another pull-back does.
 _LARGE = 1 << 14
 WEIGHTINGS = ("inverse-variance", "covariance", "cross-fitted")
+
+
+class Weighed(NamedTuple):
+    """Weights on LR and RP, and what they were computed from.
+
+    Attributes:
+        weights: the weights.
+        difference: of LR's and RP's gradient where they are compared, [n]; None at samples.
+        squares: the sum of their squared deviations; None at samples.
+    """
+
+    weights: Weights
+    difference: Tensor | None = None
+    squares: Tensor | None = None
 
 
 class TPBase(Propagator):
@@ -113,6 +133,7 @@ class TPBase(Propagator):
         share: str | None = None,
         group_size: int | None = None,
         noise: str = "independent",
+        guard: bool = True,
     ) -> Any:
         """Draw a sample [P, ...], keeping what LR and RP need to reach its distribution.
 
@@ -142,6 +163,8 @@ class TPBase(Propagator):
             noise: ``"independent"`` or ``"quasi-random"``
                 (:func:`~lightning_proppo.mathematics.quasi.quasi_random_normal`; for normal
                 samples).
+            guard: lean to LR where RP disagrees with it beyond their noise, as at a jump in the
+                costs or the dynamics (:mod:`~lightning_proppo.propagators.guard`).
 
         Raises:
             TypeError: if the distribution has no ``rsample`` or is not described, or for a wrong
@@ -153,6 +176,8 @@ class TPBase(Propagator):
         del node
         if not isinstance(k_interval, int) or k_interval < 1:
             raise ValueError(f"k_interval must be an int of at least 1; got {k_interval!r}.")
+        if not isinstance(guard, bool):
+            raise TypeError(f"guard must be True or False; got {guard!r}.")
         target = check_target(ivw_target)
         check_choice("weighting", weighting, WEIGHTINGS)
         own_function = self.var_weighting_func is not inverse_variance_weighting
@@ -174,6 +199,7 @@ class TPBase(Propagator):
             "ivw_target": target,
             "k_interval": k_interval,
             "weighting": weighting,
+            "guard": guard,
             "register_node": True,
         }
         if normal_base(dist) is not None:
@@ -237,7 +263,7 @@ class TPBase(Propagator):
         kept = message.get("k_lr_k_rp") if counter % node["k_interval"] else None
         kept = [kept] if isinstance(kept, tuple) else kept
         if node["ivw_target"] == "node":
-            weights = kept or [weights_at_node(node, lr, rp)]
+            weights = kept or [self._weigh_at_node(node, lr, rp)]
             used = [shielded_at_node(weights[0], rp, node["weighting"] == "cross-fitted")]
             sent.update(mixed_cotangents(used[0], lr, rp))
         else:
@@ -247,6 +273,15 @@ class TPBase(Propagator):
         if running is not None:
             running.note("lr_weight", mean_lr_weight(used))
         return {**sent, "k_counter": counter + 1, "k_lr_k_rp": _one_or_all(weights)}
+
+    def _weigh_at_node(self, node: Any, lr: Pathway, rp: Pathway) -> Weights:
+        """Return a weight for each coordinate of the sample."""
+        first, second = rows_at_node(node, lr), rp.cotangents[0]
+        weights = weights_at_node(node, lr, first, second)
+        if not node["guard"]:
+            return weights
+        past = [leaf for leaf in active_index().leaves(outputs_of([lr, rp])) if is_cut(leaf)]
+        return guarded_at_samples([weights], [first], [second], past, active_ranks())[0]
 
     def _mixed_gradients(
         self, node: Any, kept: list[Weights] | None, lr: Pathway, rp: Pathway
@@ -260,10 +295,8 @@ class TPBase(Propagator):
             The weights, those that were used (:func:`shielded` ones), and what is to be sent.
         """
         crossed = node["weighting"] == "cross-fitted"
-        running = active_pass()
-        index = running.index if running is not None else LeafIndex()
         outputs = outputs_of([lr, rp])
-        leaves = index.leaves(outputs)
+        leaves = active_index().leaves(outputs)
         particles = lr.cotangents[0].shape[0]
         parameters, expanded = self._compared(node["ivw_target"], leaves, particles)
         uses = find_parameter_uses(outputs, parameters, particles) if not kept else None
@@ -276,12 +309,13 @@ class TPBase(Propagator):
                 )
                 for way in (lr, rp)
             ]
-            found = self._weigh(node, uses, lr, rp, answers, None)
+            weighed = [self._weigh(node, uses, lr, rp, answers, None)]
+            (found,) = self._guarded(node, weighed, lr, particles, [], [], [])
             used = [shielded(found, rp.cotangents)]
             return [found], used, mixed_cotangents(used[0], lr, rp)
         inputs = [*leaves, *parameters, *expanded, *edges]
         parts = HALVES if crossed else [None]
-        lr_gradients, rp_gradients, weights = [], [], []
+        lr_gradients, rp_gradients, weighed = [], [], []
         for part in parts:
             answers = [
                 _split(
@@ -291,15 +325,17 @@ class TPBase(Propagator):
                 for way in (lr, rp)
             ]
             if not kept:
-                weights.append(self._weigh(node, uses, lr, rp, answers, part))
+                weighed.append(self._weigh(node, uses, lr, rp, answers, part))
             lr_gradients.append(answers[0][0])
             rp_gradients.append(answers[1][0])
-        weights = kept or weights
-        if lr.contributions is not None:  # they have told the variance; this is the gradient
+        if lr.contributions is not None:  # they give the variance; this is the gradient
             lr_gradients = [
                 vector_jacobian_product(lr.outputs, only_part(lr.cotangents, part), leaves)
                 for part in parts
             ]
+        weights = kept or self._guarded(
+            node, weighed, lr, particles, leaves, lr_gradients, rp_gradients
+        )
         arrived: list[tuple[Tensor, Tensor]] = []
         # What one half has told decides about the other.
         used = [
@@ -321,6 +357,50 @@ class TPBase(Propagator):
                 "grads": Listed(*[gradient for _, gradient in arrived]),
             },
         )
+
+    def _guarded(
+        self,
+        node: Any,
+        weighed: Sequence[Weighed],
+        lr: Pathway,
+        particles: int,
+        leaves: Sequence[Tensor],
+        lr_gradients: Sequence[Sequence[Tensor | None]],
+        rp_gradients: Sequence[Sequence[Tensor | None]],
+    ) -> list[Weights]:
+        """Return the weights, leaning to LR where it disagrees with RP.
+
+        Args:
+            node: the sample's.
+            weighed: the weights, for each part of the particles.
+            lr: LR's way.
+            particles: P.
+            leaves: what the segment reaches.
+            lr_gradients: LR's at the leaves, for each part.
+            rp_gradients: RP's.
+        """
+        weights = [part.weights for part in weighed]
+        if not node["guard"]:
+            return weights
+        ranks = active_ranks()
+        if weighed[0].squares is not None:
+            difference, squares = (
+                _sum([getattr(part, name) for part in weighed])
+                for name in ("difference", "squares")
+            )
+            return guarded(weights, difference, squares, particles * ranks.size)
+        # At incoming samples, whose own values are the past.
+        rows = [
+            (_sum(of_lr), _sum(of_rp), leaf)
+            for of_lr, of_rp, leaf in zip(
+                zip(*lr_gradients, strict=True),
+                zip(*rp_gradients, strict=True),
+                leaves,
+                strict=True,
+            )
+            if of_lr[0] is not None and of_rp[0] is not None
+        ]
+        return guarded_at_samples(weights, *zip(*rows, strict=True), ranks) if rows else weights
 
     def _compared(
         self, target: Any, leaves: Sequence[Tensor], particles: int
@@ -352,8 +432,8 @@ class TPBase(Propagator):
         rp: Pathway,
         answers: Sequence[Sequence[Sequence[Tensor | None]]],
         part: slice | None,
-    ) -> Weights:
-        """Return weights from what autograd gave for LR and for RP: (leaves, ..., edges) each."""
+    ) -> Weighed:
+        """Weigh by what autograd gave for LR and for RP: (leaves, ..., edges) each."""
         (_, lr_totals, lr_expanded, lr_edges), (_, rp_totals, rp_expanded, rp_edges) = answers
         with_covariance = node["weighting"] == "covariance"
         ranks = active_ranks()
@@ -363,15 +443,18 @@ class TPBase(Propagator):
             moments = uses.moments(first, second, with_covariance)
             totals, members = (lr_totals, rp_totals), uses.particles
             if with_covariance:
-                return weights_from_variances(*pooled_products(moments, totals, members, ranks))
-            variances = [moments.first, moments.second]
-            if part is not None:
-                members = len(range(uses.particles)[part])
-                variances = [
-                    variance + recentring(total, members, uses.particles)
-                    for variance, total in zip(variances, totals, strict=True)
-                ]
-            return weights_from_variances(*pooled_variances(variances, totals, members, ranks))
+                products, difference = pooled_products(moments, totals, members, ranks)
+            else:
+                products = [moments.first, moments.second]
+                if part is not None:
+                    members = len(range(uses.particles)[part])
+                    products = [
+                        variance + recentring(total, members, uses.particles)
+                        for variance, total in zip(products, totals, strict=True)
+                    ]
+                products, difference = pooled_variances(products, totals, members, ranks)
+            squares = products[0] + products[1]
+            return Weighed(weights_from_variances(*products), difference, squares)
         pairs = [
             _filled(a, b)
             for a, b in zip(lr_expanded, rp_expanded, strict=True)
@@ -379,18 +462,28 @@ class TPBase(Propagator):
         ]
         if not pairs:  # nothing that is compared depends on this sample
             half = torch.full((), 0.5, dtype=torch.float64, device=lr.cotangents[0].device)
-            return half, half
+            return Weighed((half, half))
         first_gradients, second_gradients = (
             [g if part is None else g[part] for g in gradients]
             for gradients in zip(*pairs, strict=True)
         )
         if self.var_weighting_func is inverse_variance_weighting:
-            return pooled_weights(
+            weights = pooled_weights(
                 first_gradients, second_gradients, ranks, with_covariance=with_covariance
             )
-        return check_weights(
-            self.var_weighting_func(first_gradients, second_gradients), lr.cotangents[0]
+        else:
+            weights = check_weights(
+                self.var_weighting_func(first_gradients, second_gradients), lr.cotangents[0]
+            )
+        if isinstance(node["ivw_target"], str):  # incoming samples, whose rows are told apart
+            return Weighed(weights)
+        variances, difference = pooled_variances(
+            [deviation_products(g, g) for g in (first_gradients, second_gradients)],
+            [[g.sum(0) for g in gs] for gs in (first_gradients, second_gradients)],
+            first_gradients[0].shape[0],
+            ranks,
         )
+        return Weighed(weights, difference, variances[0] + variances[1])
 
 
 def _weights_are_cheap(uses: ParameterUses, lr: Pathway, rp: Pathway) -> bool:
@@ -415,6 +508,11 @@ def _split(answers: Sequence[Any], sizes: Sequence[int]) -> list[Sequence[Any]]:
         parts.append(answers[start : start + size])
         start += size
     return [*parts, answers[start:]]
+
+
+def _sum(tensors: Sequence[Any]) -> Any:
+    """Return the sum of the particles' parts."""
+    return tensors[0] if len(tensors) == 1 else torch.stack([*tensors]).sum(0)
 
 
 def _filled(a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:

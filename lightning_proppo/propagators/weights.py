@@ -22,24 +22,33 @@ from lightning_proppo.ranks import active_ranks
 Weights = tuple[Tensor, Tensor]
 
 
-def weights_at_node(node: Any, lr: Pathway, rp: Pathway) -> Weights:
-    r"""Weigh at the sample itself: LR's gradient with respect to its location against RP's.
+def rows_at_node(node: Any, lr: Pathway) -> Tensor:
+    r"""Return LR's gradient with respect to the sample's location, [P, ...].
 
     In general with :math:`\nabla_{loc} \log p(x) = -\nabla_x \log p(x)`, exact for location
     families.
     """
-    first, second = lr.independent[0], rp.independent[0]
+    first = lr.independent[0]
+    if "noise" in node:
+        return first
+    point = node["point"].detach().requires_grad_()
+    with torch.enable_grad(), full_precision(point):
+        log_prob = log_density(node["dist"], point, first.dim())
+    (score,) = vector_jacobian_product([log_prob], [first], [point])
+    return torch.zeros_like(point) if score is None else -score  # None: a density that is flat
+
+
+def weights_at_node(node: Any, lr: Pathway, first: Tensor, second: Tensor) -> Weights:
+    """Weigh at the sample itself: LR's gradient with respect to its location against RP's.
+
+    Args:
+        node: the sample's.
+        lr: LR's way.
+        first: :func:`rows_at_node`.
+        second: RP's, [P, ...].
+    """
     ranks = active_ranks()
-    if "noise" not in node:
-        point = node["point"].detach().requires_grad_()
-        with torch.enable_grad(), full_precision(point):
-            log_prob = log_density(node["dist"], point, first.dim())
-        (score,) = vector_jacobian_product([log_prob], [first], [point])
-        if score is None:  # a density that is flat
-            score = torch.zeros_like(point)
-        coordinatewise, first = first.shape == second.shape, -score
-    else:
-        coordinatewise = True
+    coordinatewise = "noise" in node or lr.independent[0].shape == second.shape
     options = {
         "scalar_estimate": not coordinatewise,
         "with_covariance": node["weighting"] == "covariance",
