@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,7 +27,8 @@ NEIGHBOURS = 2
 WAITING = 1 << 22
 
 
-class AtParameters(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class AtParameters:
     """LR's and RP's gradient with respect to parameters, by way of one sample.
 
     Attributes:
@@ -40,20 +42,20 @@ class AtParameters(NamedTuple):
     squares: Tensor
     lr_weight: Tensor
     particles: int
+    coordinates: ClassVar[int] = 1
 
     @property
     def kind(self) -> tuple[int, ...]:
         """What samples whose evidence is pooled have in common."""
         return (len(self.difference),)
 
-    coordinates = 1
-
     def numbers(self) -> int:
         """Return how many numbers wait."""
         return self.difference.numel()
 
 
-class AtSamples(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class AtSamples:
     """LR's and RP's gradient with respect to one or more samples, for each particle.
 
     Attributes:

@@ -82,11 +82,12 @@ def pooled_products(
 
 def total_difference(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> Tensor:
     """Return one list of tensors less another, side by side, [n]; None counts as zero."""
-    parts = [
-        (a if b is None else -b if a is None else a - b).reshape(-1)
-        for a, b in zip(first, second, strict=True)
-        if a is not None or b is not None
-    ]
+    parts = []
+    for a, b in zip(first, second, strict=True):
+        if a is not None:
+            parts.append((a if b is None else a - b).reshape(-1))
+        elif b is not None:
+            parts.append(-b.reshape(-1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

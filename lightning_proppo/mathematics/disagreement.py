@@ -93,7 +93,7 @@ def fold(values: Tensor, signs: Tensor) -> Tensor:
         [..., SKETCH].
     """
     padded = torch.nn.functional.pad(values * signs, (0, -values.shape[-1] % SKETCH))
-    return padded.unflatten(-1, (-1, SKETCH)).sum(-2)
+    return padded.reshape(*values.shape[:-1], -1, SKETCH).sum(-2)
 
 
 def doubt(bias: Tensor, gradients: int) -> Tensor:
@@ -101,9 +101,9 @@ def doubt(bias: Tensor, gradients: int) -> Tensor:
 
     .. math:: q = \frac{M b^2}{1 + M b^2}
 
-    With inverse-variance weights, and b in units of the noise :math:`\sqrt{V_{LR} + V_{RP}}`, this
-    makes LR's weight :math:`(V_{RP} + M b^2) / (V_{LR} + V_{RP} + M b^2)` and the mean squared error
-    of an average over M gradients smallest: noise averages out, a bias does not.
+    With inverse-variance weights, and b in units of the noise :math:`\sqrt{V_{LR} + V_{RP}}`, LR's
+    weight becomes :math:`(V_{RP} + M b^2) / (V_{LR} + V_{RP} + M b^2)`, for the least mean squared
+    error of an average over M gradients: noise averages out, a bias does not.
 
     Args:
         bias: :math:`b^2`, of any shape.

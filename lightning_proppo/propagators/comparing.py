@@ -40,7 +40,6 @@ from lightning_proppo.propagators.weights import (
     mixed_cotangents,
     shielded,
     shielded_at_node,
-    weights_at_node,
 )
 
 # What a comparison cuts at every sample, and lets collect cotangents, in any case.
@@ -263,7 +262,7 @@ class ComparingBase(TPBase):
             pure = _pull(ways["RP"], leaves, expanded, every)
             gradients["RP"] = pure.leaves
         if node["ivw_target"] == "node":
-            weights = kept or weights_at_node(node, lr, rp)
+            weights = kept or self._weigh_at_node(node, lr, rp)
             used = shielded_at_node(weights, rp, by_half=False)
             mixed = mixed_cotangents(used, lr, rp)
             way = Pathway([*mixed["outputs"].get()], [*mixed["grads"].get()])
@@ -291,7 +290,10 @@ class ComparingBase(TPBase):
                 )
                 for pull in (of_lr, of_rp)
             ]
-            weights = self._weigh(node, uses, lr, rp, answers, None)
+            weighed = [self._weigh(node, uses, lr, rp, answers, None)]
+            (weights,) = self._guarded(
+                node, weighed, particles, leaves, [of_lr.leaves], [of_rp.leaves]
+            )
         else:
             weights = kept
         used = k_lr, k_rp = shielded(weights, of_rp.leaves)

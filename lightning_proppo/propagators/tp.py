@@ -310,7 +310,7 @@ class TPBase(Propagator):
                 for way in (lr, rp)
             ]
             weighed = [self._weigh(node, uses, lr, rp, answers, None)]
-            (found,) = self._guarded(node, weighed, lr, particles, [], [], [])
+            (found,) = self._guarded(node, weighed, particles, [], [], [])
             used = [shielded(found, rp.cotangents)]
             return [found], used, mixed_cotangents(used[0], lr, rp)
         inputs = [*leaves, *parameters, *expanded, *edges]
@@ -334,7 +334,7 @@ class TPBase(Propagator):
                 for part in parts
             ]
         weights = kept or self._guarded(
-            node, weighed, lr, particles, leaves, lr_gradients, rp_gradients
+            node, weighed, particles, leaves, lr_gradients, rp_gradients
         )
         arrived: list[tuple[Tensor, Tensor]] = []
         # What one half has told decides about the other.
@@ -362,7 +362,6 @@ class TPBase(Propagator):
         self,
         node: Any,
         weighed: Sequence[Weighed],
-        lr: Pathway,
         particles: int,
         leaves: Sequence[Tensor],
         lr_gradients: Sequence[Sequence[Tensor | None]],
@@ -373,7 +372,6 @@ class TPBase(Propagator):
         Args:
             node: the sample's.
             weighed: the weights, for each part of the particles.
-            lr: LR's way.
             particles: P.
             leaves: what the segment reaches.
             lr_gradients: LR's at the leaves, for each part.
@@ -400,7 +398,10 @@ class TPBase(Propagator):
             )
             if of_lr[0] is not None and of_rp[0] is not None
         ]
-        return guarded_at_samples(weights, *zip(*rows, strict=True), ranks) if rows else weights
+        if not rows:
+            return weights
+        first, second, past = zip(*rows, strict=True)
+        return guarded_at_samples(weights, first, second, past, ranks)
 
     def _compared(
         self, target: Any, leaves: Sequence[Tensor], particles: int
