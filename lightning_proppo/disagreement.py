@@ -166,9 +166,7 @@ class DisagreementMemory:
             sums, _ = _neighbours(now.units, alone)
             new = _Averages(*now, sums.square().sum(-1))
             if before is not None:
-                new = _Averages(
-                    *[x.to(y.device).lerp(y, share) for x, y in zip(before, new, strict=True)]
-                )
+                new = _Averages(*[x.lerp(y, share) for x, y in zip(before, new, strict=True)])
             self._averages[kind] = new
 
     def _alone(self, average: _Averages) -> Tensor:
@@ -202,11 +200,16 @@ class DisagreementMemory:
             "averages": [list(self._averages[kind]) for kind in dict.fromkeys(self._kinds)],
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with that memory."""
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
+        """Go on with that memory.
+
+        Args:
+            state: what :meth:`state_dict` returned.
+            device: the particles'.
+        """
         self.gradients, self._noise = state["gradients"], state["noise"]
         self._kinds = [tuple(kind) for kind in state["kinds"]]
-        averages = [_Averages(*average) for average in state["averages"]]
+        averages = [_Averages(*[x.to(device) for x in xs]) for xs in state["averages"]]
         self._averages = dict(zip(dict.fromkeys(self._kinds), averages, strict=True))
 
 

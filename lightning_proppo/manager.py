@@ -53,6 +53,8 @@ class PropagationManager:
         statistics: of the last pass. TP leaves ``statistics["lr_weight"]``, the weight on LR of
             each sample (mean over what is weighed): a list of [], last sample first.
         last_cost: the mean over particles of the last rollout's summed costs, []; None before.
+        disagreement: where RP and LR have disagreed in earlier gradients of an estimator that
+            mixes them; it has ``state_dict()``, ``load_state_dict()`` and ``forget()``.
 
     Raises:
         TypeError: if one of them is no propagator, or ``sync`` no bool; for an option that the
@@ -99,7 +101,7 @@ class PropagationManager:
         # How many losses were made that no backward pass has reached; the callback looks.
         self.undifferentiated = 0
         self.given_by_callback = False
-        self.memory = DisagreementMemory()
+        self.disagreement = DisagreementMemory()
         self._generation = 0
         self._forget_rollout()
 
@@ -147,7 +149,7 @@ class PropagationManager:
 
     def _forget_rollout(self) -> None:
         self._tape = Tape(self.terminal_propagator)
-        self._tape.memory = self.memory
+        self._tape.memory = self.disagreement
         self._finished = False
         self._costs = RolloutCosts()
         self._unrecorded_costs: list[Tensor] = []  # their means, of an evaluation

@@ -27,6 +27,7 @@ from lightning_proppo.propagators import Propagator
 _NOISE = "proppo_noise"
 _OUTSIDE = "proppo_outside"
 _LOGS = "proppo_logs"
+_DISAGREEMENT = "proppo_disagreement"
 
 
 class PropagationCallback(pl.Callback):
@@ -37,8 +38,8 @@ class PropagationCallback(pl.Callback):
     - The tape is cleared at each batch and after an exception.
     - Training steps draw from a stream of random numbers of their own. With several ranks, each
       has its own, also after ``seed_everything``; it depends on Lightning's seed and the rank.
-    - Checkpoints hold it, and the states of all global generators (PyTorch's, NumPy's, Python's): a
-      run that is resumed draws what it would have drawn.
+    - Checkpoints hold it, where RP and LR have disagreed, and the states of all global generators
+      (PyTorch's, NumPy's, Python's): a run that is resumed draws what it would have drawn.
     - Checkpoints are written as a whole or not at all, and unpickle nothing but tensors and plain
       values. What was logged before one is on the disk before it; a CSVLogger's file goes on where
       it was (Lightning's begins anew).
@@ -154,19 +155,26 @@ class PropagationCallback(pl.Callback):
         self._noise.begin(pl_module.device, trainer.global_rank, trainer.world_size)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Keep all ranks' streams of noise and generators, and what was logged so far."""
-        del pl_module
+        """Keep noise and generators of all ranks, what was logged, and RP's and LR's disagreement.
+
+        All ranks remember the same disagreement; without ``sync``, that of rank 0 is kept.
+        """
         checkpoint[_NOISE] = self._noise.state_of_ranks()
         checkpoint[_OUTSIDE] = self._noise.outside_of_ranks()
         checkpoint[_LOGS] = self._logs.keep(trainer)
+        known = checkpoint.setdefault(_DISAGREEMENT, {})
+        known[self.attribute] = self.manager_of(pl_module).disagreement.state_dict()
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Take them from a checkpoint."""
-        del pl_module
         if trainer.state.fn != "fit":
             return
         self._noise.load(checkpoint.get(_NOISE, {}))
         self._logs.load(checkpoint.get(_LOGS, {}))
+        known = checkpoint.get(_DISAGREEMENT, {}).get(self.attribute)
+        if known is not None:
+            memory = self.manager_of(pl_module).disagreement
+            memory.load_state_dict(known, trainer.strategy.root_device)
         # As early as this, since data loaders draw when they are set up. Where they do not fit, the
         # stream of noise will say so.
         device = trainer.strategy.root_device
