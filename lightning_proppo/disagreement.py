@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeAlias
@@ -32,16 +33,18 @@ class AtParameters:
     """LR's and RP's gradient with respect to parameters, by way of one sample.
 
     Attributes:
-        difference: LR's less RP's, over all ranks' particles, [n].
-        squares: the sum of their squared deviations, [].
+        difference: LR's less RP's on this rank, [n].
+        squares: the sum of their squared deviations over all ranks' particles, [].
         lr_weight: LR's weight by variance alone, [].
         particles: P, of all ranks.
+        ranks: whose particles make up the batch.
     """
 
     difference: Tensor
     squares: Tensor
     lr_weight: Tensor
     particles: int
+    ranks: Ranks
     coordinates: ClassVar[int] = 1
 
     @property
@@ -183,7 +186,8 @@ class DisagreementMemory:
             sums, members = _neighbours(average.units, alone)
             squares = sums.square().sum(-1)
             # The samples of one rollout are not independent: what sums scatter by is measured.
-            noise = (average.squares - squares).clamp_min(1.0) * self._noise
+            scatter = (average.squares - squares) / max(1 - self._noise, 0.5)
+            noise = scatter.clamp_min(1.0) * self._noise
             beyond = squares > limit(average.lr_weight, alone.shape[1]) * noise
             pooled = (squares - noise) / members.clamp_min(1.0) * beyond
             numbers = [k for k, other in enumerate(self._kinds) if other == kind]
@@ -293,7 +297,8 @@ def _differences(evidence: Sequence[Evidence]) -> Differences:
     """Return the differences that evidence of one kind shows."""
     first = evidence[0]
     if isinstance(first, AtParameters):
-        values = torch.stack([e.difference for e in evidence]).double()  # type: ignore[union-attr]
+        own = torch.stack([e.difference for e in evidence]).double()  # type: ignore[union-attr]
+        values = first.ranks.sum(own)
         squares = torch.stack([e.squares for e in evidence])  # type: ignore[union-attr]
         units = values * squared_error(values, squares, first.particles).rsqrt().unsqueeze(1)
         weight = torch.stack([e.lr_weight for e in evidence]).double().unsqueeze(1)
@@ -311,11 +316,14 @@ def _differences(evidence: Sequence[Evidence]) -> Differences:
 def _folded(units: Tensor) -> Tensor:
     """Return units [T, n] as few numbers, [T, m], always by the same random signs."""
     size = units.shape[-1]
-    if size <= SKETCH:
-        return units
+    return units if size <= SKETCH else fold(units, _signs(size, units.device))
+
+
+@functools.cache
+def _signs(size: int, device: torch.device) -> Tensor:
+    """Return random signs, [n], on a device to which nothing is copied after the first time."""
     generator = torch.Generator().manual_seed(size)
-    signs = 2.0 * torch.randint(0, 2, (size,), generator=generator) - 1.0
-    return fold(units, signs.to(units.device))
+    return (2.0 * torch.randint(0, 2, (size,), generator=generator) - 1.0).to(device)
 
 
 def _neighbours(values: Tensor, left_out: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -34,30 +34,31 @@ def pooled_variances(
     totals: Sequence[Sequence[Tensor | None]],
     particles: int,
     ranks: Ranks,
-) -> tuple[list[Tensor], Tensor]:
+) -> list[Tensor]:
     r"""Return summed variances about the mean of all ranks' particles, from those about a rank's.
 
     .. math:: \sum_r \sum_i |g_{ri} - \bar g|^2
               = \sum_r \sum_i |g_{ri} - \bar g_r|^2 + \sum_r \frac{|G_r|^2}{P}
               - \frac{|\sum_r G_r|^2}{N P}, \qquad G_r = \sum_i g_{ri} = P \bar g_r
 
-    One all-reduce of 4 + 2n numbers in float64.
+    One all-reduce of 2K + K n numbers in float64.
 
     Args:
-        within: two scalars, :math:`\sum_i |g_{ri} - \bar g_r|^2`.
-        totals: G of both estimators, in parts of any shapes; None counts as zero.
+        within: K scalars, :math:`\sum_i |g_{ri} - \bar g_r|^2`.
+        totals: G, in parts of any shapes, K times; None counts as zero, where it is None in every
+            one of the K.
         particles: P.
         ranks: the ranks.
 
     Returns:
-        Two float64 scalars, and the difference of both estimators' totals over all ranks, [n].
+        K float64 scalars.
     """
     if ranks.size == 1:
-        return list(within), total_difference(*totals)
+        return list(within)
     sums = _rows(totals, within[0].device)
     between = [torch.dot(own, own) / particles for own in sums]
-    pooled, sums = _pooled(list(within), between, sums, ranks, particles, _squares)
-    return [not_negative(total) for total in pooled], sums[0] - sums[1]
+    pooled = _pooled(list(within), between, sums, ranks, particles, _squares)
+    return [not_negative(total) for total in pooled]
 
 
 def pooled_products(
@@ -65,7 +66,7 @@ def pooled_products(
     totals: Sequence[Sequence[Tensor | None]],
     particles: int,
     ranks: Ranks,
-) -> tuple[list[Tensor], Tensor]:
+) -> list[Tensor]:
     r"""Return two summed variances and the summed covariance over all ranks' particles.
 
     As :func:`pooled_variances`; ``within`` is both variances and the covariance, ``totals`` those
@@ -73,22 +74,10 @@ def pooled_products(
     """
     known = [product for product in within if product is not None]
     if ranks.size == 1:
-        return known, total_difference(*totals)
+        return known
     sums = _rows(totals, known[0].device)
     between = [product / particles for product in _products(sums)]
-    pooled, sums = _pooled(known, between, sums, ranks, particles, _products)
-    return _not_negative(pooled), sums[0] - sums[1]
-
-
-def total_difference(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> Tensor:
-    """Return one list of tensors less another, side by side, [n]; None counts as zero."""
-    parts = []
-    for a, b in zip(first, second, strict=True):
-        if a is not None:
-            parts.append((a if b is None else a - b).reshape(-1))
-        elif b is not None:
-            parts.append(-b.reshape(-1))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return _not_negative(_pooled(known, between, sums, ranks, particles, _products))
 
 
 def pooled_weights(
@@ -116,7 +105,7 @@ def pooled_weights(
         return [p.sum() if scalar_estimate else p.reshape(first[0].shape[1:]) for p in found]
 
     between = [product / particles for product in products(sums)]
-    pooled, _ = _pooled(within, between, sums, ranks, particles, products)
+    pooled = _pooled(within, between, sums, ranks, particles, products)
     return weights_from_variances(*_not_negative(pooled))
 
 
@@ -244,9 +233,9 @@ def _pooled(
     ranks: Ranks,
     particles: int,
     products: Callable[[Sequence[Tensor]], list[Tensor]],
-) -> tuple[list[Tensor], list[Tensor]]:
+) -> list[Tensor]:
     local = [a.double() + b for a, b in zip(within, between, strict=True)]
     reduced = sum_together([*local, *sums], ranks)
     squares, totals = reduced[: len(local)], reduced[len(local) :]
     every = particles * ranks.size
-    return [a - b / every for a, b in zip(squares, products(totals), strict=True)], totals
+    return [a - b / every for a, b in zip(squares, products(totals), strict=True)]

@@ -33,7 +33,7 @@ from lightning_proppo.propagators.pathways import (
     rp_pathway,
 )
 from lightning_proppo.propagators.rp import RPBase, RPProp
-from lightning_proppo.propagators.tp import TotalProp, TPBase, TPXProp
+from lightning_proppo.propagators.tp import TotalProp, TPBase, TPXProp, Weighed, weights_to_keep
 from lightning_proppo.propagators.weights import (
     Weights,
     mean_lr_weight,
@@ -173,9 +173,9 @@ class ComparingBase(TPBase):
         seen = comparison.uses(outputs, leaves, losses.shape[0]) if recording else None
         weight: Tensor | None = None
         if "TP" in ways:
-            pulled, gradients, weights, used = self._mixed(node, message, ways, leaves, seen)
+            pulled, gradients, weighed, used = self._mixed(node, message, ways, leaves, seen)
             weight = mean_lr_weight([used])
-            sent.update(k_counter=message.get("k_counter", 0) + 1, k_lr_k_rp=weights)
+            sent.update(weights_to_keep(weighed, message.get("k_counter", 0) + 1))
             if running is not None and comparison.used == "TP":
                 running.note("lr_weight", weight)
         else:
@@ -233,7 +233,7 @@ class ComparingBase(TPBase):
         ways: dict[str, Pathway],
         leaves: Sequence[Tensor],
         seen: ParameterUses | None,
-    ) -> tuple[list[_Shared], dict[str, Sequence[Tensor | None]], Weights, Weights]:
+    ) -> tuple[list[_Shared], dict[str, Sequence[Tensor | None]], list[Weighed], Weights]:
         """Pull all ways back, and mix LR's and RP's as TP does.
 
         Returns:
@@ -243,7 +243,7 @@ class ComparingBase(TPBase):
         particles = message["local_loss"].shape[0]
         lr, rp = ways["LR"], ways["TP"]
         kept = (
-            message.get("k_lr_k_rp") if message.get("k_counter", 0) % node["k_interval"] else None
+            message.get("k_weighed") if message.get("k_counter", 0) % node["k_interval"] else None
         )
         parameters: list[Tensor] = []
         expanded: list[Tensor] = []
@@ -262,7 +262,7 @@ class ComparingBase(TPBase):
             pure = _pull(ways["RP"], leaves, expanded, every)
             gradients["RP"] = pure.leaves
         if node["ivw_target"] == "node":
-            weights = kept or self._weigh_at_node(node, lr, rp)
+            weighed, weights = self._weigh_at_node(node, kept, lr, rp)
             used = shielded_at_node(weights, rp, by_half=False)
             mixed = mixed_cotangents(used, lr, rp)
             way = Pathway([*mixed["outputs"].get()], [*mixed["grads"].get()])
@@ -271,7 +271,7 @@ class ComparingBase(TPBase):
             shared: list[_Shared] = [("LR", of_lr, {"LR": None}), ("TP", of_tp, {"TP": None})]
             if pure is not None:
                 shared.append(("RP", pure, {"RP": None}))
-            return shared, gradients, weights, used
+            return shared, gradients, weighed, used
         of_rp = pure if ways.get("RP") is rp and pure is not None else None
         if of_rp is None:
             of_rp = _pull(rp, leaves, expanded, every)
@@ -291,11 +291,11 @@ class ComparingBase(TPBase):
                 for pull in (of_lr, of_rp)
             ]
             weighed = [self._weigh(node, uses, lr, rp, answers, None)]
-            (weights,) = self._guarded(
-                node, weighed, particles, leaves, [of_lr.leaves], [of_rp.leaves]
-            )
         else:
-            weights = kept
+            weighed = kept
+        (weights,) = self._guarded(
+            node, weighed, parameters, leaves, [of_lr.leaves], [of_rp.leaves]
+        )
         used = k_lr, k_rp = shielded(weights, of_rp.leaves)
         gradients["TP"] = mix(k_lr, of_lr.leaves, k_rp, of_rp.leaves)
         shared = [("LR", of_lr, {"LR": None, "TP": k_lr})]
@@ -305,7 +305,7 @@ class ComparingBase(TPBase):
             shared.append(("RP, mixed", of_rp, {"TP": k_rp}))
             if pure is not None:
                 shared.append(("RP", pure, {"RP": None}))
-        return shared, gradients, weights, used
+        return shared, gradients, weighed, used
 
 
 class ComparingLossBase(LossBase):

@@ -13,18 +13,27 @@ from lightning_proppo.propagators.weights import Weights
 from lightning_proppo.ranks import Ranks
 
 
-def guarded(
-    weights: Sequence[Weights], difference: Tensor, squares: Tensor, particles: int
+def guarded_at_parameters(
+    weights: Sequence[Weights],
+    lr: Sequence[Tensor],
+    rp: Sequence[Tensor],
+    squares: Tensor,
+    particles: int,
+    ranks: Ranks,
 ) -> list[Weights]:
     """Return weights that lean to LR where RP is biased, by gradients at parameters.
 
     Args:
         weights: on LR and on RP, [] each; one pair, or one for each half of the particles.
-        difference: of LR's and RP's gradient, over all ranks' particles, [n].
-        squares: the sum of their squared deviations, [].
+        lr: LR's gradients on this rank, [...] each.
+        rp: RP's, of the same shapes.
+        squares: the sum of their squared deviations over all ranks' particles, [].
         particles: P, of all ranks.
+        ranks: the ranks.
     """
-    doubt = _doubt(AtParameters(difference, squares, weights[0][0], particles))
+    parts = [(a - b).to_dense().reshape(-1) for a, b in zip(lr, rp, strict=True)]
+    difference = parts[0] if len(parts) == 1 else torch.cat(parts)
+    doubt = _doubt(AtParameters(difference, squares, weights[0][0], particles, ranks))
     return [*weights] if doubt is None else [_leaning(pair, doubt[0]) for pair in weights]
 
 
@@ -38,8 +47,8 @@ def guarded_at_samples(
     """Return weights that lean to LR where RP is biased, by per-particle gradients at samples.
 
     Args:
-        weights: on LR and on RP, as in :func:`guarded`; or one pair with a weight for each
-            coordinate of the only gradient.
+        weights: on LR and on RP, as in :func:`guarded_at_parameters`; or one pair with a weight for
+            each coordinate of the only gradient.
         lr: LR's gradients, [P, ...] each.
         rp: RP's, of the same shapes.
         past: the samples before this one, [P, ...] each.

@@ -16,7 +16,6 @@ from lightning_proppo.engine.cuts import cut, is_cut
 from lightning_proppo.engine.graph import vector_jacobian_product
 from lightning_proppo.errors import check_choice
 from lightning_proppo.mathematics.variances import (
-    deviation_products,
     inverse_variance_weighting,
     mix,
     weights_from_variances,
@@ -32,7 +31,7 @@ from lightning_proppo.propagators.distributions import (
     require_rsample,
 )
 from lightning_proppo.propagators.guard import (
-    guarded,
+    guarded_at_parameters,
     guarded_at_samples,
 )
 from lightning_proppo.propagators.halves import HALVES, centred_by_half, only_part, recentring
@@ -73,16 +72,14 @@ WEIGHTINGS = ("inverse-variance", "covariance", "cross-fitted")
 
 
 class Weighed(NamedTuple):
-    """Weights on LR and RP, and what they were computed from.
+    """Weights by variance alone.
 
     Attributes:
-        weights: the weights.
-        difference: of LR's and RP's gradient where they are compared, [n]; None at samples.
-        squares: the sum of their squared deviations; None at samples.
+        weights: on LR and on RP.
+        squares: the sum of both gradients' squared deviations at parameters, []; None at samples.
     """
 
     weights: Weights
-    difference: Tensor | None = None
     squares: Tensor | None = None
 
 
@@ -260,46 +257,51 @@ class TPBase(Propagator):
             by_half = centred_by_half(message["local_loss"], active_ranks())
             lr = replace(lr, contributions=lr_way(by_half).cotangents)
         counter = message.get("k_counter", 0)
-        kept = message.get("k_lr_k_rp") if counter % node["k_interval"] else None
-        kept = [kept] if isinstance(kept, tuple) else kept
+        kept = message.get("k_weighed") if counter % node["k_interval"] else None
         if node["ivw_target"] == "node":
-            weights = kept or [self._weigh_at_node(node, lr, rp)]
-            used = [shielded_at_node(weights[0], rp, node["weighting"] == "cross-fitted")]
+            weighed, guarded = self._weigh_at_node(node, kept, lr, rp)
+            used = [shielded_at_node(guarded, rp, node["weighting"] == "cross-fitted")]
             sent.update(mixed_cotangents(used[0], lr, rp))
         else:
-            weights, used, mixed = self._mixed_gradients(node, kept, lr, rp)
+            weighed, used, mixed = self._mixed_gradients(node, kept, lr, rp)
             sent.update(mixed)
         running = active_pass()
         if running is not None:
             running.note("lr_weight", mean_lr_weight(used))
-        return {**sent, "k_counter": counter + 1, "k_lr_k_rp": _one_or_all(weights)}
+        return {**sent, **weights_to_keep(weighed, counter + 1)}
 
-    def _weigh_at_node(self, node: Any, lr: Pathway, rp: Pathway) -> Weights:
-        """Return a weight for each coordinate of the sample."""
+    def _weigh_at_node(
+        self, node: Any, kept: list[Weighed] | None, lr: Pathway, rp: Pathway
+    ) -> tuple[list[Weighed], Weights]:
+        """Return a weight for each coordinate of the sample, by variance alone and guarded."""
+        if kept is not None and not node["guard"]:
+            return kept, kept[0].weights
         first, second = rows_at_node(node, lr), rp.cotangents[0]
-        weights = weights_at_node(node, lr, first, second)
+        weighed = kept or [Weighed(weights_at_node(node, lr, first, second))]
+        weights = weighed[0].weights
         if not node["guard"]:
-            return weights
+            return weighed, weights
         past = [leaf for leaf in active_index().leaves(outputs_of([lr, rp])) if is_cut(leaf)]
-        return guarded_at_samples([weights], [first], [second], past, active_ranks())[0]
+        return weighed, guarded_at_samples([weights], [first], [second], past, active_ranks())[0]
 
     def _mixed_gradients(
-        self, node: Any, kept: list[Weights] | None, lr: Pathway, rp: Pathway
-    ) -> tuple[list[Weights], list[Weights], dict[str, Any]]:
+        self, node: Any, kept: list[Weighed] | None, lr: Pathway, rp: Pathway
+    ) -> tuple[list[Weighed], list[Weights], dict[str, Any]]:
         """Pull both ways' cotangents back, and mix what arrives at the segment's leaves.
 
         With cross-fitting each half of the particles is pulled back by itself. Where the weights
         can be had for little, the cotangents are mixed and sent instead, to be pulled back once.
 
         Returns:
-            The weights, those that were used (:func:`shielded` ones), and what is to be sent.
+            The weights by variance alone, those that were used (guarded and :func:`shielded`
+            ones), and what is to be sent.
         """
         crossed = node["weighting"] == "cross-fitted"
         outputs = outputs_of([lr, rp])
         leaves = active_index().leaves(outputs)
         particles = lr.cotangents[0].shape[0]
         parameters, expanded = self._compared(node["ivw_target"], leaves, particles)
-        uses = find_parameter_uses(outputs, parameters, particles) if not kept else None
+        uses = find_parameter_uses(outputs, parameters, particles) if kept is None else None
         edges = uses.edges if uses is not None and parameters else []
         if uses is not None and _weights_are_cheap(uses, lr, rp) and not crossed:
             answers = [
@@ -310,9 +312,10 @@ class TPBase(Propagator):
                 for way in (lr, rp)
             ]
             weighed = [self._weigh(node, uses, lr, rp, answers, None)]
-            (found,) = self._guarded(node, weighed, particles, [], [], [])
+            at_parameters = [[answer[1]] for answer in answers]
+            (found,) = self._guarded(node, weighed, parameters, parameters, *at_parameters)
             used = [shielded(found, rp.cotangents)]
-            return [found], used, mixed_cotangents(used[0], lr, rp)
+            return weighed, used, mixed_cotangents(used[0], lr, rp)
         inputs = [*leaves, *parameters, *expanded, *edges]
         parts = HALVES if crossed else [None]
         lr_gradients, rp_gradients, weighed = [], [], []
@@ -324,20 +327,19 @@ class TPBase(Propagator):
                 )
                 for way in (lr, rp)
             ]
-            if not kept:
+            if kept is None:
                 weighed.append(self._weigh(node, uses, lr, rp, answers, part))
             lr_gradients.append(answers[0][0])
             rp_gradients.append(answers[1][0])
+        weighed = weighed if kept is None else kept
         if lr.contributions is not None:  # they give the variance; this is the gradient
             lr_gradients = [
                 vector_jacobian_product(lr.outputs, only_part(lr.cotangents, part), leaves)
                 for part in parts
             ]
-        weights = kept or self._guarded(
-            node, weighed, particles, leaves, lr_gradients, rp_gradients
-        )
+        weights = self._guarded(node, weighed, parameters, leaves, lr_gradients, rp_gradients)
         arrived: list[tuple[Tensor, Tensor]] = []
-        # What one half has told decides about the other.
+        # The weights of one half are for the other.
         used = [
             shielded(pair, of_rp)
             for pair, of_rp in zip(reversed(weights), rp_gradients, strict=True)
@@ -347,10 +349,10 @@ class TPBase(Propagator):
                 if gradient is not None:
                     arrived.append((leaf, gradient))
         if not arrived:
-            return weights, used, {}
+            return weighed, used, {}
         # The leaves themselves are sent, with their gradients: nothing is pulled back again.
         return (
-            weights,
+            weighed,
             used,
             {
                 "outputs": Listed(*[leaf for leaf, _ in arrived]),
@@ -362,7 +364,7 @@ class TPBase(Propagator):
         self,
         node: Any,
         weighed: Sequence[Weighed],
-        particles: int,
+        parameters: Sequence[Tensor],
         leaves: Sequence[Tensor],
         lr_gradients: Sequence[Sequence[Tensor | None]],
         rp_gradients: Sequence[Sequence[Tensor | None]],
@@ -371,8 +373,8 @@ class TPBase(Propagator):
 
         Args:
             node: the sample's.
-            weighed: the weights, for each part of the particles.
-            particles: P.
+            weighed: the weights by variance alone, for each part of the particles.
+            parameters: where variances are compared; none for the incoming samples.
             leaves: what the segment reaches.
             lr_gradients: LR's at the leaves, for each part.
             rp_gradients: RP's.
@@ -380,28 +382,26 @@ class TPBase(Propagator):
         weights = [part.weights for part in weighed]
         if not node["guard"]:
             return weights
-        ranks = active_ranks()
-        if weighed[0].squares is not None:
-            difference, squares = (
-                _sum([getattr(part, name) for part in weighed])
-                for name in ("difference", "squares")
-            )
-            return guarded(weights, difference, squares, particles * ranks.size)
-        # At incoming samples, whose own values are the past.
-        rows = [
+        wanted = {id(leaf) for leaf in (parameters or leaves)}
+        places = [
             (_sum(of_lr), _sum(of_rp), leaf)
-            for of_lr, of_rp, leaf in zip(
+            for leaf, of_lr, of_rp in zip(
+                leaves,
                 zip(*lr_gradients, strict=True),
                 zip(*rp_gradients, strict=True),
-                leaves,
                 strict=True,
             )
-            if of_lr[0] is not None and of_rp[0] is not None
+            if id(leaf) in wanted and of_lr[0] is not None and of_rp[0] is not None
         ]
-        if not rows:
+        if not places:
             return weights
-        first, second, past = zip(*rows, strict=True)
-        return guarded_at_samples(weights, first, second, past, ranks)
+        first, second, reached = zip(*places, strict=True)
+        ranks = active_ranks()
+        if not parameters:  # at incoming samples, whose own values are the past
+            return guarded_at_samples(weights, first, second, reached, ranks)
+        particles = node["output"].shape[0] * ranks.size
+        squares = _sum([part.squares for part in weighed])
+        return guarded_at_parameters(weights, first, second, squares, particles, ranks)
 
     def _compared(
         self, target: Any, leaves: Sequence[Tensor], particles: int
@@ -444,18 +444,17 @@ class TPBase(Propagator):
             moments = uses.moments(first, second, with_covariance)
             totals, members = (lr_totals, rp_totals), uses.particles
             if with_covariance:
-                products, difference = pooled_products(moments, totals, members, ranks)
+                products = pooled_products(moments, totals, members, ranks)
             else:
-                products = [moments.first, moments.second]
+                variances = [moments.first, moments.second]
                 if part is not None:
                     members = len(range(uses.particles)[part])
-                    products = [
+                    variances = [
                         variance + recentring(total, members, uses.particles)
-                        for variance, total in zip(products, totals, strict=True)
+                        for variance, total in zip(variances, totals, strict=True)
                     ]
-                products, difference = pooled_variances(products, totals, members, ranks)
-            squares = products[0] + products[1]
-            return Weighed(weights_from_variances(*products), difference, squares)
+                products = pooled_variances(variances, totals, members, ranks)
+            return Weighed(weights_from_variances(*products), products[0] + products[1])
         pairs = [
             _filled(a, b)
             for a, b in zip(lr_expanded, rp_expanded, strict=True)
@@ -469,22 +468,27 @@ class TPBase(Propagator):
             for gradients in zip(*pairs, strict=True)
         )
         if self.var_weighting_func is inverse_variance_weighting:
-            weights = pooled_weights(
-                first_gradients, second_gradients, ranks, with_covariance=with_covariance
+            return Weighed(
+                pooled_weights(
+                    first_gradients, second_gradients, ranks, with_covariance=with_covariance
+                )
             )
-        else:
-            weights = check_weights(
+        return Weighed(
+            check_weights(
                 self.var_weighting_func(first_gradients, second_gradients), lr.cotangents[0]
             )
-        if isinstance(node["ivw_target"], str):  # incoming samples, whose rows are told apart
-            return Weighed(weights)
-        variances, difference = pooled_variances(
-            [deviation_products(g, g) for g in (first_gradients, second_gradients)],
-            [[g.sum(0) for g in gs] for gs in (first_gradients, second_gradients)],
-            first_gradients[0].shape[0],
-            ranks,
         )
-        return Weighed(weights, difference, variances[0] + variances[1])
+
+
+def weights_to_keep(weighed: list[Weighed], counter: int) -> dict[str, Any]:
+    """Return what a message has for the samples before, which may keep these weights."""
+    pairs = [part.weights for part in weighed]
+    return {
+        "k_counter": counter,
+        "k_weighed": weighed,
+        # As the paper's message has it, unless each half of the particles has its own.
+        "k_lr_k_rp": pairs[0] if len(pairs) == 1 else pairs,
+    }
 
 
 def _weights_are_cheap(uses: ParameterUses, lr: Pathway, rp: Pathway) -> bool:
@@ -495,11 +499,6 @@ def _weights_are_cheap(uses: ParameterUses, lr: Pathway, rp: Pathway) -> bool:
     if not uses.plan.near or uses.unsupported or lr.contributions is not None:
         return False
     return sum(cotangent.numel() for cotangent in rp.cotangents) >= _LARGE
-
-
-def _one_or_all(weights: list[Weights]) -> Weights | list[Weights]:
-    """Return the pair of weights itself, as the paper's message has it, unless there are more."""
-    return weights[0] if len(weights) == 1 else weights
 
 
 def _split(answers: Sequence[Any], sizes: Sequence[int]) -> list[Sequence[Any]]:
