@@ -68,8 +68,7 @@ class TensorBoardPages:
         from torch.utils.tensorboard.summary import hparams
 
         if names:
-            # Lines of one run have one colour; TensorBoard marks them in this order.
-            marks = ", ".join(f"{mark} {name}" for mark, name in zip("■◆▲", names, strict=False))
+            # Which mark is which curve's, TensorBoard decides at every start; its own legend says.
             charts = {
                 "variance": "log10_variance",
                 "signal-to-noise ratio": "log10_snr",
@@ -79,9 +78,9 @@ class TensorBoardPages:
             writer.add_custom_scalars(
                 {
                     "Gradient estimators": {
-                        f"log10 of {title}: {marks}": [
+                        f"log10 of {title}": [
                             "Multiline",
-                            [f"{tag}/{name}" for name in names],
+                            [f"{tag}/{name}$" for name in names],  # regular expressions
                         ]
                         for title, tag in charts.items()
                     }
