@@ -28,7 +28,8 @@ from lightning_proppo.propagators.comparing import comparable, comparing_propaga
 class VarianceMonitor(pl.Callback):
     r"""Logs the variance of the gradient, and what other estimators' would be.
 
-    At every ``every_n_steps``-th optimizer step, for the estimator in use and for those that could
+    At every ``every_n_steps``-th step of ``trainer.global_step``, which counts the steps of all
+    optimizers, for the estimator in use and for those that could
     have been used instead, from the same rollout:
 
     - ``variance/RP``, ``/LR``, ``/TP``: the trace of the covariance of the batch-mean gradient,
@@ -41,7 +42,9 @@ class VarianceMonitor(pl.Callback):
 
     and under ``gradient/variance``, ``gradient/snr``, ``gradient/norm`` and ``gradient/not_finite``
     those of the estimator in use. TensorBoard also gets TP's weight on LR and both variances by
-    time step, as histograms and as an image. The gradient itself is left as it is.
+    time step, as histograms and as an image. The gradient itself is left as it is. The step that
+    numbers are logged at is that of the module's own ``self.log``, so that their rows join: it
+    counts batches after which an optimizer stepped, however many did.
 
     With a manager whose estimator is ``"RP"``, ``"LR"``, ``"TP"`` or ``"TPX"``, the rollout of that
     step is recorded in a way that all of them can be had from; other steps run as they always do.
@@ -51,6 +54,7 @@ class VarianceMonitor(pl.Callback):
 
     Args:
         every_n_steps: how many optimizer steps there are from one that is looked at to the next.
+            With two optimizers that step in each batch, 50 of them are 25 batches.
         compare: the estimators to compare.
         parameters: names of parameters or submodules that the variance is of; None: all that the
             rollout reaches.
@@ -115,7 +119,8 @@ class VarianceMonitor(pl.Callback):
         self._own: tuple[PropagationManager, Any, Any] | None = None
         self._successive = SuccessiveGradients()
         self._pages = TensorBoardPages()
-        self._step = 0
+        self._step = 0  # the Trainer's global one
+        self._logged_step = 0
 
     # -- Lightning's hooks -------------------------------------------------------------------
 
@@ -160,7 +165,7 @@ class VarianceMonitor(pl.Callback):
     ) -> None:
         """Have the rollout of a step that is due recorded for comparison."""
         del batch, batch_idx
-        self._step = trainer.global_step
+        self._step, self._logged_step = trainer.global_step, _logged_step(trainer)
         manager = self._manager(pl_module)
         used = None if manager is None else self._used(manager)
         if manager is None or used is None or self._step < self._due:
@@ -209,13 +214,13 @@ class VarianceMonitor(pl.Callback):
         """Draw the image, if it is not dear beside the training."""
         del pl_module
         if trainer.is_global_zero:
-            self._pages.draw(tensorboard_writers(trainer), trainer.global_step, spare=True)
+            self._pages.draw(tensorboard_writers(trainer), _logged_step(trainer), spare=True)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Draw the image."""
         del pl_module
         if trainer.is_global_zero:
-            self._pages.draw(tensorboard_writers(trainer), trainer.global_step, spare=False)
+            self._pages.draw(tensorboard_writers(trainer), _logged_step(trainer), spare=False)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the manager its propagators back, and say what was different in this step."""
@@ -326,7 +331,8 @@ class VarianceMonitor(pl.Callback):
             writers = tensorboard_writers(trainer)
             # Of the mean over all ranks, as the totals are.
             shares = {k: v / trainer.world_size for k, v in findings.variances.items()}
-            self._pages.show(writers, self._step, replace(findings, variances=shares), metrics)
+            shown = replace(findings, variances=shares)
+            self._pages.show(writers, self._logged_step, shown, metrics)
         ratio = None
         if used == "RP" and variance.get("LR", 0.0) > 0:
             ratio = variance["RP"] / variance["LR"]
@@ -334,12 +340,12 @@ class VarianceMonitor(pl.Callback):
 
     def _report_successive(self, trainer: Any) -> None:
         """Log what three successive gradients say."""
-        self._due = self._next(self._step)
         found = self._successive.estimate()
+        if found is None:  # several optimizers, none of which has made three steps since
+            return
+        self._due = self._next(self._step)
         if self._due - self._step >= STEPS:
             self._successive.forget()  # none of them will be among the next ones
-        if found is None:
-            return
         signal = squared_signal(found.squared_norm, found.variance)
         of_used = {
             "gradient/variance": found.variance,
@@ -354,7 +360,7 @@ class VarianceMonitor(pl.Callback):
         """Warn, and stop the training if that is wanted."""
         for words in found:
             stops = "stops the training" if self.alarm.action == "stop" else "warns"
-            rank_zero_warn(f"VarianceMonitor {stops} at step {self._step}: {words}")
+            rank_zero_warn(f"VarianceMonitor {stops} at step {self._logged_step}: {words}")
             if self.alarm.action == "stop":
                 trainer.should_stop = True
 
@@ -362,7 +368,14 @@ class VarianceMonitor(pl.Callback):
         self.last = {name: value for name, value in metrics.items() if not math.isnan(value)}
         if trainer.is_global_zero:
             for logger in trainer.loggers:
-                logger.log_metrics(self.last, step=self._step)
+                logger.log_metrics(self.last, step=self._logged_step)
+
+
+def _logged_step(trainer: Any) -> int:
+    """Return the step at which Lightning logs what the module does."""
+    # Not public, but what all of Lightning's own callbacks log at.
+    step: int = trainer.fit_loop.epoch_loop._batches_that_stepped
+    return step
 
 
 def _mean_over_ranks(trainer: Any, pl_module: Any, numbers: Iterable[float]) -> list[float]:

@@ -154,9 +154,7 @@ def test_without_a_logger_there_is_no_crash(pl: ModuleType) -> None:
 def charts_of(events: EventAccumulator) -> dict[str, list[str]]:
     """Return the custom scalars' charts: which tags, by title."""
     layout = layout_pb2.Layout()
-    layout.ParseFromString(
-        events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
-    )
+    layout.ParseFromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     return {
         chart.title: list(chart.multiline.tag)
         for category in layout.category
@@ -221,6 +219,62 @@ def test_steps_are_those_of_the_optimizer(one_pl: ModuleType) -> None:
     fit(one_pl, module, callbacks, logger, accumulate_grad_batches=2)
     steps = [step for step, found in logger.rows if "gradient/variance" in found]
     assert steps == [0, 2]
+
+
+def make_pair(pl: ModuleType, roll: Callable[[Any], Tensor] = roll, batches: int = 12) -> Any:
+    """Return a module with two optimizers, which both step in each batch."""
+
+    class Pair(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(2, 24), nn.Tanh(), nn.Linear(24, 2))
+            self.other = nn.Linear(2, 2)
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            del batch, batch_idx
+            losses = self.other(torch.randn(8, 2)).square().mean(), roll(self)
+            for optimizer, loss in zip(self.optimizers(), losses, strict=True):
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                optimizer.step()
+            self.log("loss", losses[0].detach())
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(part.parameters(), lr=0.01) for part in (self.other, self.net)]
+
+        def train_dataloader(self) -> Any:
+            return DataLoader(range(batches), batch_size=1)
+
+    return Pair()
+
+
+def test_numbers_are_logged_at_the_steps_of_the_modules_own(
+    one_pl: ModuleType, tmp_path: Path
+) -> None:
+    logger = one_pl.loggers.CSVLogger(str(tmp_path), name="csv", version=0)
+    monitor = VarianceMonitor(every_n_steps=4)
+    trainer = fit(one_pl, make_pair(one_pl), [PropagationCallback("TP"), monitor], logger)
+    logger.save()
+    with (tmp_path / "csv" / "version_0" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows if row["loss"]] == [*range(12)]
+    # Two optimizer steps in each batch: a look at every fourth of them.
+    assert [int(row["step"]) for row in rows if row["variance/RP"]] == [0, 2, 4, 6, 8, 10]
+    assert trainer.global_step == monitor._due == 24
+
+
+def test_two_optimizers_without_a_rollout_have_a_variance(one_pl: ModuleType) -> None:
+    def step(module: Any) -> Tensor:
+        return module.net(torch.randn(PARTICLES, 2)).square().mean()
+
+    logger = make_recorder(one_pl)
+    fit(one_pl, make_pair(one_pl, step, 30), [VarianceMonitor(every_n_steps=20)], logger)
+    rows = [(step, found) for step, found in logger.rows if "gradient/variance" in found]
+    # Third steps of both, at or after every twentieth of either.
+    assert [step for step, _ in rows] == [2, 11, 21]
+    assert all(found["gradient/variance"] > 0 for _, found in rows)
 
 
 def test_an_exception_gives_the_manager_its_propagators_back(one_pl: ModuleType) -> None:
