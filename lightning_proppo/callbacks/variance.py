@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_proppo.callbacks.alarms import Alarm
 from lightning_proppo.callbacks.successive import STEPS, SuccessiveGradients
-from lightning_proppo.callbacks.tensorboard import TensorBoardPages, tensorboard_writers
+from lightning_proppo.callbacks.tensorboard import TensorBoardPages, lay_out, tensorboard_writers
 from lightning_proppo.comparison import COMPARABLE, Comparison, Findings
 from lightning_proppo.errors import add_note, check_choice
 from lightning_proppo.installed_lightning import pl, rank_zero_warn
@@ -65,12 +65,15 @@ class VarianceMonitor(pl.Callback):
         attribute: the module's attribute that holds the manager.
         sketches: random projections of each particle's gradient at parameters of more than 32
             elements; more are more exact and cost more.
+        name: what is logged is called ``<name>/variance/RP`` and so on; "" leaves ``variance/RP``.
+            A module with several managers has a monitor of its own name for each.
 
     Attributes:
         last: the numbers of the last look, by the names that they are logged under.
 
     Raises:
-        ValueError: for a number or name that cannot be.
+        ValueError: for a number or name that cannot be; at the start of training, for another
+            monitor with the same ``name`` or ``attribute``.
     """
 
     def __init__(
@@ -84,14 +87,17 @@ class VarianceMonitor(pl.Callback):
         patience: int = 10,
         attribute: str = "manager",
         sketches: int = 1,
+        name: str = "",
     ) -> None:
-        for name, value in (("every_n_steps", every_n_steps), ("sketches", sketches)):
+        for argument, value in (("every_n_steps", every_n_steps), ("sketches", sketches)):
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an int of at least 1; got {value!r}.")
+                raise ValueError(f"{argument} must be an int of at least 1; got {value!r}.")
         if isinstance(compare, str):
             raise ValueError(f"compare must be a list of estimators' names; got {compare!r}.")
-        for name in compare:
-            check_choice("compare", name, COMPARABLE)
+        for estimator in compare:
+            check_choice("compare", estimator, COMPARABLE)
+        if not isinstance(name, str):
+            raise ValueError(f"name must be a string that tags begin with; got {name!r}.")
         if isinstance(parameters, str) or (parameters is not None and not parameters):
             raise ValueError(
                 "parameters must be a list of names of parameters or submodules, or None; got "
@@ -103,6 +109,7 @@ class VarianceMonitor(pl.Callback):
         self.alarm = Alarm(alarm, min_snr, max_rp_ratio, patience)
         self.attribute = attribute
         self.sketches = sketches
+        self.name = name
         self.last: dict[str, float] = {}
         self._forget()
 
@@ -118,11 +125,26 @@ class VarianceMonitor(pl.Callback):
         # A manager with the propagators that it is to get back.
         self._own: tuple[PropagationManager, Any, Any] | None = None
         self._successive = SuccessiveGradients()
-        self._pages = TensorBoardPages()
+        self._pages = TensorBoardPages(self.name)
         self._step = 0  # the Trainer's global one
         self._logged_step = 0
 
     # -- Lightning's hooks -------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """What tells this monitor's part of a checkpoint from that of another."""
+        own = {"attribute": self.attribute, "name": self.name}
+        if own == {"attribute": "manager", "name": ""}:
+            return super().state_key
+        return self._generate_state_key(**own)
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Find the state of an only monitor where it was whatever its attribute or name."""
+        del pl_module
+        states = checkpoint["callbacks"]
+        if len(_monitors(trainer)) == 1 and super().state_key in states:
+            states.setdefault(self.state_key, states[super().state_key])
 
     def state_dict(self) -> dict[str, Any]:
         """Return when the next look is due, and what the alarm and the image need of earlier ones.
@@ -153,12 +175,18 @@ class VarianceMonitor(pl.Callback):
             return
         self._forget()
         self._choose(pl_module)  # a name that is not there is an error now
-        if trainer.is_global_zero:
-            manager = self._manager(pl_module)
-            used = None if manager is None else self._used(manager)
-            names = [] if used is None else self._compared(used)
+        monitors = _monitors(trainer)
+        _refuse_equals(monitors)
+        if trainer.is_global_zero and self is monitors[-1]:
+            charts: dict[str, Any] = {}
+            hyperparameters = dict(getattr(pl_module, "hparams_initial", {}))
+            metrics = []
+            for each in monitors:
+                charts |= each._pages.charts(each._compared(pl_module))
+                hyperparameters[each._pages.tag("estimator")] = each._estimator(pl_module)
+                metrics += [each._pages.tag(f"gradient/{kind}") for kind in ("variance", "snr")]
             for writer in tensorboard_writers(trainer):
-                self._pages.lay_out(writer, names, self._hyperparameters(pl_module))
+                lay_out(writer, charts, hyperparameters, metrics)
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -246,7 +274,11 @@ class VarianceMonitor(pl.Callback):
             return None
         return comparable(manager.default_propagator, manager.loss_propagator)
 
-    def _compared(self, used: str) -> list[str]:
+    def _compared(self, pl_module: Any) -> list[str]:
+        manager = self._manager(pl_module)
+        used = None if manager is None else self._used(manager)
+        if used is None:
+            return []
         return [name for name in COMPARABLE if name in self.compare or name == used]
 
     def _next(self, step: int) -> int:
@@ -278,22 +310,22 @@ class VarianceMonitor(pl.Callback):
             found |= own
         return lambda parameter: id(parameter) in found
 
-    def _hyperparameters(self, pl_module: Any) -> dict[str, Any]:
-        """Return the module's hyperparameters and the estimator's name."""
-        known = dict(getattr(pl_module, "hparams_initial", {}))
+    def _estimator(self, pl_module: Any) -> str:
+        """Return the estimator's name, or that of the propagator."""
         manager = self._manager(pl_module)
         if manager is None:
-            known["estimator"] = "none"
-        else:
-            known["estimator"] = self._used(manager) or type(manager.default_propagator).__name__
-        return known
+            return "none"
+        return self._used(manager) or type(manager.default_propagator).__name__
+
+    def _title(self) -> str:
+        return f"VarianceMonitor {self.name!r}" if self.name else "VarianceMonitor"
 
     def _report(
         self, trainer: Any, pl_module: Any, comparison: Comparison, findings: Findings
     ) -> None:
         """Log what was found in a rollout."""
         for name, reason in findings.missing.items():
-            _warn_once(f"VarianceMonitor cannot compare {name}: {reason}.")
+            _warn_once(f"{self._title()} cannot compare {name}: {reason}.")
         names = list(findings.estimates)
         if comparison.used not in names:
             self._incomparable = True
@@ -360,15 +392,34 @@ class VarianceMonitor(pl.Callback):
         """Warn, and stop the training if that is wanted."""
         for words in found:
             stops = "stops the training" if self.alarm.action == "stop" else "warns"
-            rank_zero_warn(f"VarianceMonitor {stops} at step {self._logged_step}: {words}")
+            rank_zero_warn(f"{self._title()} {stops} at step {self._logged_step}: {words}")
             if self.alarm.action == "stop":
                 trainer.should_stop = True
 
     def _log(self, trainer: Any, metrics: dict[str, float]) -> None:
-        self.last = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        self.last = {
+            self._pages.tag(name): value for name, value in metrics.items() if not math.isnan(value)
+        }
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.log_metrics(self.last, step=self._logged_step)
+
+
+def _monitors(trainer: Any) -> list[VarianceMonitor]:
+    return [each for each in trainer.callbacks if isinstance(each, VarianceMonitor)]
+
+
+def _refuse_equals(monitors: Sequence[VarianceMonitor]) -> None:
+    """Raise where two monitors would look at one manager, or log under the same names."""
+    for argument in ("attribute", "name"):
+        values = [getattr(monitor, argument) for monitor in monitors]
+        twice = [value for value in values if values.count(value) > 1]
+        if twice:
+            raise ValueError(
+                f"callbacks: {len(twice)} VarianceMonitors have the {argument} {twice[0]!r}. Each "
+                "needs a manager and a name of its own, such as VarianceMonitor("
+                "attribute='critic_manager', name='critic')."
+            )
 
 
 def _logged_step(trainer: Any) -> int:

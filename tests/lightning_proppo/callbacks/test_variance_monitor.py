@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 from torch.utils.data import DataLoader
 
-from lightning_proppo import PropagationCallback, VarianceMonitor
+from lightning_proppo import PropagationCallback, PropagationManager, VarianceMonitor
 from lightning_proppo.callbacks.alarms import Alarm
 from lightning_proppo.callbacks.pictures import Column, draw_columns
 from lightning_proppo.propagators import PauseProp
@@ -83,12 +83,13 @@ def fit(
     logger: Any = False,
     epochs: int = 1,
     seed: int = 1,
+    ckpt_path: Path | None = None,
     **options: Any,
 ) -> Any:
     options = {**QUIET, "logger": logger, "max_epochs": epochs, **options}
     trainer = pl.Trainer(callbacks=list(callbacks), log_every_n_steps=1, **options)
     torch.manual_seed(seed)
-    trainer.fit(module)
+    trainer.fit(module, ckpt_path=ckpt_path)
     return trainer
 
 
@@ -151,12 +152,12 @@ def test_without_a_logger_there_is_no_crash(pl: ModuleType) -> None:
     assert monitor.last["variance/RP"] > 0
 
 
-def charts_of(events: EventAccumulator) -> dict[str, list[str]]:
-    """Return the custom scalars' charts: which tags, by title."""
+def charts_of(events: EventAccumulator) -> dict[tuple[str, str], list[str]]:
+    """Return the custom scalars' charts: which tags, by category and title."""
     layout = layout_pb2.Layout()
     layout.ParseFromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     return {
-        chart.title: list(chart.multiline.tag)
+        (category.title, chart.title): list(chart.multiline.tag)
         for category in layout.category
         for chart in category.chart
     }
@@ -178,13 +179,114 @@ def test_tensorboard_gets_pages(pl: ModuleType, tmp_path: Path) -> None:
     assert not set(tags["images"]) & set(tags["histograms"])
     assert "custom_scalars__config__" in tags["tensors"]
     charts = charts_of(events)
-    assert charts["log10 of variance"] == [f"log10_variance/{name}$" for name in COMPARABLE]
+    assert charts["Gradient estimators", "log10 of variance"] == [
+        f"log10_variance/{name}$" for name in COMPARABLE
+    ]
     # TensorBoard's order of curves is another at every start.
-    assert not any(name in title for title in charts for name in COMPARABLE)
+    assert not any(name in title for _, title in charts for name in COMPARABLE)
     hparams = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     assert b"estimator" in hparams
     assert b"LR" in hparams
     assert b"width" in hparams
+
+
+# -- several managers ----------------------------------------------------------------------------
+
+
+def make_actor_and_critic(pl: ModuleType) -> Any:
+    """Return a module with two managers, each with a rollout in each batch."""
+
+    class ActorAndCritic(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Linear(2, 2)
+            self.manager = PropagationManager("TP")
+            self.critic_manager = PropagationManager("LR")
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            del batch, batch_idx
+            losses = []
+            for manager in (self.manager, self.critic_manager):
+                x = manager.sample(Normal(self.net(torch.zeros(PARTICLES, 2)), 0.1))
+                losses.append(manager.loss((x - 1.0).square().sum(1)))
+            return losses[0] + losses[1]
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+        def train_dataloader(self) -> Any:
+            return DataLoader(range(4), batch_size=1)
+
+    return ActorAndCritic()
+
+
+def test_each_manager_has_a_monitor_of_its_own_name(pl: ModuleType, tmp_path: Path) -> None:
+    logger = pl.loggers.TensorBoardLogger(str(tmp_path), name="tb", version=0)
+    monitors = [
+        VarianceMonitor(every_n_steps=2, name="actor"),
+        VarianceMonitor(every_n_steps=1, attribute="critic_manager", name="critic"),
+    ]
+    trainer = fit(pl, make_actor_and_critic(pl), monitors, logger)
+    for monitor, used in zip(monitors, ("TP", "LR"), strict=True):
+        last, name = monitor.last, monitor.name
+        assert last[f"{name}/gradient/variance"] == last[f"{name}/variance/{used}"] > 0
+    events = EventAccumulator(str(tmp_path / "tb" / "version_0"))
+    events.Reload()
+    for kind in ("scalars", "images", "histograms"):
+        tags = events.Tags()[kind]
+        shared = {"epoch", "hp_metric"} if kind == "scalars" else set()
+        assert {tag.split("/")[0] for tag in tags} - shared == {"actor", "critic"}
+    charts = charts_of(events)
+    assert charts["Gradient estimators: critic", "log10 of variance"] == [
+        f"critic/log10_variance/{name}$" for name in COMPARABLE
+    ]
+    assert {category for category, _ in charts} == {
+        "Gradient estimators: actor",
+        "Gradient estimators: critic",
+    }
+    hparams = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"actor/estimator" in hparams
+    assert b"critic/estimator" in hparams
+
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    again = [
+        VarianceMonitor(name="actor"),
+        VarianceMonitor(attribute="critic_manager", name="critic"),
+    ]
+    fit(pl, make_actor_and_critic(pl), again, ckpt_path=tmp_path / "a.ckpt")
+    assert [monitor._due for monitor in again] == [monitor._due for monitor in monitors] == [4, 4]
+    assert [monitor.last for monitor in again] == [monitor.last for monitor in monitors]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"attribute": "critic_manager"}, "2 VarianceMonitors have the name ''.*name='critic'"),
+        ({"name": "critic"}, "2 VarianceMonitors have the attribute 'manager'"),
+    ],
+)
+def test_monitors_that_cannot_be_told_apart(
+    one_pl: ModuleType, arguments: dict[str, Any], message: str
+) -> None:
+    monitors = [VarianceMonitor(), VarianceMonitor(**arguments)]
+    with pytest.raises(ValueError, match=message):
+        fit(one_pl, make_actor_and_critic(one_pl), monitors)
+
+
+# What a checkpoint held of a monitor of any attribute before there were names.
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
+@pytest.mark.parametrize("attribute", ["manager", "critic_manager"])
+def test_a_monitor_without_a_name_finds_its_former_state(
+    one_pl: ModuleType, tmp_path: Path, attribute: str
+) -> None:
+    monitor = VarianceMonitor(every_n_steps=3)
+    trainer = fit(one_pl, make_actor_and_critic(one_pl), [monitor])
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    other = VarianceMonitor(attribute=attribute)
+    fit(one_pl, make_actor_and_critic(one_pl), [other], ckpt_path=tmp_path / "a.ckpt")
+    assert other._due == 6
+    assert other.last == monitor.last
 
 
 # -- what is left alone --------------------------------------------------------------------------
@@ -419,6 +521,7 @@ def test_parameters_that_are_not_there(one_pl: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"name": None}, "name must be a string that tags begin with; got None"),
         ({"every_n_steps": 0}, "every_n_steps must be an int of at least 1; got 0"),
         ({"sketches": 1.5}, "sketches must be an int"),
         ({"compare": "RP"}, "compare must be a list"),
