@@ -128,7 +128,7 @@ class TensorBoardPages:
             findings: what was found.
             metrics: what was logged.
         """
-        column = Column(step, dict(findings.variances), findings.lr_weight)
+        column = Column(step, dict(findings.variances), findings.lr_weight, findings.rows)
         if self._seen % self._every == 0:
             self.columns.append(column)
             if len(self.columns) > _COLUMNS:

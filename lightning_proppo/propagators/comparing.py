@@ -192,6 +192,7 @@ class ComparingBase(TPBase):
                 leaves,
                 gradients,
                 weight,
+                node["output"],
             )
         sent.update(deliver(comparison, leaves, gradients))
         return sent
@@ -337,9 +338,7 @@ class ComparingLossBase(LossBase):
         if seen is not None:
             answers = pull.answers(0, leaves, seen)
             arrived = dict.fromkeys(names, pull.leaves)
-            comparison.add(
-                seen, [("cost", answers, dict.fromkeys(names))], leaves, arrived, sample=False
-            )
+            comparison.add(seen, [("cost", answers, dict.fromkeys(names))], leaves, arrived)
         del sent["outputs"], sent["grads"]
         return {**sent, **deliver(comparison, leaves, dict.fromkeys(names, pull.leaves))}
 

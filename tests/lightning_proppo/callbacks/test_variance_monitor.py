@@ -600,6 +600,20 @@ def test_images_show_what_there_is() -> None:
     assert list(front.get_ydata()) == [5.0, 5.0, 5.0]  # five samples where RP is noisier
 
 
+def test_images_say_what_their_rows_are() -> None:
+    values = torch.ones(4, dtype=torch.float64)
+    columns = [
+        Column(step, {"LR": values}, values, rows)
+        for step, rows in enumerate(("sample", "time step", "time step"))
+    ]
+    for count, rows in ((1, "sample"), (3, "time step")):
+        for figure in draw_columns(columns[:count]).values():
+            ax = figure.axes[0]
+            assert ax.get_ylabel() == f"{rows} of the rollout"
+            # One kind of rows only.
+            assert ax.get_xlim() == ((-0.5, 0.5) if count == 1 else (0.5, 2.5))
+
+
 @pytest.mark.parametrize("value", [0.0, math.inf, math.nan])
 def test_images_of_values_without_a_logarithm(value: float) -> None:
     values = torch.full((4,), value, dtype=torch.float64)
@@ -634,6 +648,8 @@ def test_a_checkpoint_holds_the_image(one_pl: ModuleType, tmp_path: Path) -> Non
     other.load_state_dict(callbacks["VarianceMonitor"])
     assert [column.step for column in other._pages.columns] == [0, 2, 4]
     for found, expected in zip(other._pages.columns, monitor._pages.columns, strict=True):
-        torch.testing.assert_close(vars(found), vars(expected), rtol=0, atol=0)
+        found, expected = vars(found), vars(expected)
+        assert found.pop("rows") == expected.pop("rows") == "time step"
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert other.last == monitor.last
     assert other._due == monitor._due == 6
