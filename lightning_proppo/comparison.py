@@ -109,6 +109,8 @@ class Comparison:
         self._gradients: RolloutGradients | None = None
         self._lr_weight: list[Tensor] = []
         self._kinds: list[Kind] = []
+        # Parameters at which TP, the estimator in use, compares variances for want of a target.
+        self.weighed: dict[int, Tensor] = {}
 
     # -- which estimators --------------------------------------------------------------------
 
@@ -228,6 +230,11 @@ class Comparison:
             gradients.add_totals(numbers[name], chosen, [arrived[k] for k in places])
         if lr_weight is not None:
             self._lr_weight.append(lr_weight)
+
+    def weigh_at(self, leaves: Sequence[Tensor]) -> None:
+        """Take note of the parameters among the leaves at which TP compares variances."""
+        if self.used == "TP":
+            self.weighed.update((id(leaf), leaf) for leaf in leaves if not is_cut(leaf))
 
     def findings(self) -> Findings | None:
         """Return what was found; None if no pass has been looked at."""

@@ -11,6 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_proppo.callbacks.alarms import Alarm
+from lightning_proppo.callbacks.outside import (
+    SteppedParameters,
+    hint_at_outside,
+    parameters_of,
+)
 from lightning_proppo.callbacks.successive import STEPS, SuccessiveGradients
 from lightning_proppo.callbacks.tensorboard import TensorBoardPages, lay_out, tensorboard_writers
 from lightning_proppo.comparison import COMPARABLE, Comparison, Findings
@@ -122,6 +127,7 @@ class VarianceMonitor(pl.Callback):
         self._incomparable = False  # what was found to be so in a rollout
         self.alarm.reset()
         self._comparison: Comparison | None = None
+        self._stepped = SteppedParameters()
         # A manager with the propagators that it is to get back.
         self._own: tuple[PropagationManager, Any, Any] | None = None
         self._successive = SuccessiveGradients()
@@ -201,7 +207,7 @@ class VarianceMonitor(pl.Callback):
         self._due = self._next(self._step)
         chosen = self._choose(pl_module)
         comparison = Comparison(used, self.compare, chosen, self.sketches, seed=self._step)
-        self._comparison = comparison
+        self._comparison, self._stepped = comparison, SteppedParameters()
         self._own = manager, manager.default_propagator, manager.loss_propagator
         manager.default_propagator, manager.loss_propagator = comparing_propagators(
             manager.default_propagator, comparison
@@ -209,6 +215,8 @@ class VarianceMonitor(pl.Callback):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Keep the gradients of successive steps, where there is no rollout to look into."""
+        if self._comparison is not None and self._comparison.weighed:
+            self._stepped.add(self._comparison.weighed, optimizer)
         manager = self._manager(pl_module)
         if manager is not None and (self._own is not None or self._used(manager) is not None):
             return
@@ -235,6 +243,7 @@ class VarianceMonitor(pl.Callback):
             findings = comparison.findings()
             if findings is not None:
                 self._report(trainer, pl_module, comparison, findings)
+                self._hint(trainer, pl_module, comparison)
         elif len(self._successive) and self._step >= max(self._due, STEPS - 1):
             self._report_successive(trainer)
 
@@ -369,6 +378,16 @@ class VarianceMonitor(pl.Callback):
         if used == "RP" and variance.get("LR", 0.0) > 0:
             ratio = variance["RP"] / variance["LR"]
         self._say(trainer, self.alarm.check(signal[used], variance[used], ratio))
+
+    def _hint(self, trainer: Any, pl_module: Any, comparison: Comparison) -> None:
+        """Say which parameters TP had better not weigh at."""
+        # Gradients that it holds are not kept till the next look.
+        stepped, self._stepped = self._stepped.found, SteppedParameters()
+        if pl_module.automatic_optimization:  # perhaps in a later batch, which this one adds to
+            stepped = set().union(*map(parameters_of, trainer.optimizers))
+        hint = hint_at_outside(comparison.weighed, stepped, pl_module)
+        if hint:
+            _warn_once(f"{self._title()}: {hint}")
 
     def _report_successive(self, trainer: Any) -> None:
         """Log what three successive gradients say."""

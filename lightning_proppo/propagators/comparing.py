@@ -177,6 +177,8 @@ class ComparingBase(TPBase):
             pulled, gradients, weights, used = self._mixed(node, message, ways, leaves, seen)
             weight = mean_lr_weight([used])
             sent.update(k_counter=message.get("k_counter", 0) + 1, k_lr_k_rp=weights)
+            if recording and node["ivw_target"] == "parameters":
+                comparison.weigh_at(leaves)
             if running is not None and comparison.used == "TP":
                 running.note("lr_weight", weight)
         else:

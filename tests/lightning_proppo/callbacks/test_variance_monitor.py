@@ -21,6 +21,7 @@ from torch.distributions import Categorical, Normal
 from torch.utils.data import DataLoader
 
 from lightning_proppo import PropagationCallback, PropagationManager, VarianceMonitor
+from lightning_proppo.callbacks import variance
 from lightning_proppo.callbacks.alarms import Alarm
 from lightning_proppo.callbacks.pictures import Column, draw_columns
 from lightning_proppo.propagators import PauseProp
@@ -496,6 +497,132 @@ def test_gradients_that_are_not_finite_are_counted(one_pl: ModuleType) -> None:
     fit(one_pl, make_module(one_pl, step), [monitor])
     assert monitor.last["gradient/not_finite"] > 0
     assert monitor.last["gradient/snr"] == 0
+
+
+# -- parameters that are not stepped -------------------------------------------------------------
+
+
+def make_agent(
+    pl: ModuleType, order: str, frozen: str | None = None, target: bool = False, rest: str = ""
+) -> Any:
+    """Return a module with a world model and an actor.
+
+    Args:
+        pl: Lightning.
+        order: of what is done in a batch: "m", "a" differentiate the model's loss and the rollout,
+            "M", "A" step the optimizers; "0" clears all gradients. "" for automatic optimization.
+        frozen: how the model is frozen in the rollout, "by hand" or "toggled".
+        target: name the actor as TP's target.
+        rest: "no optimizer" leaves the model without one.
+    """
+
+    class Agent(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = not order
+            torch.manual_seed(0)
+            self.model, self.actor = nn.Linear(4, 2), nn.Linear(2, 2)
+
+        def roll(self) -> Tensor:
+            x = torch.zeros(PARTICLES, 2)
+            options = {"ivw_target": self.actor} if target else {}
+            for _ in range(2):
+                action = self.manager.sample(Normal(self.actor(x), 0.1), **options)
+                mean = self.model(torch.cat([x, action], 1))
+                x = self.manager.sample(Normal(mean, 0.1), **options)
+            return self.manager.loss((x - 1.0).square().sum(1))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+            del batch, batch_idx
+            if frozen == "by hand":
+                self.model.requires_grad_(False)
+            if not order:
+                return self.roll()
+            optimizers = dict(zip("MA", self.optimizers(), strict=True))
+            for action in order:
+                if action == "0":
+                    self.zero_grad()
+                elif action == "m":
+                    self.model.requires_grad_()
+                    self.manual_backward(self.model(torch.randn(8, 4)).square().mean())
+                    self.model.requires_grad_(frozen != "by hand")
+                elif action == "a":
+                    if frozen == "toggled":
+                        self.toggle_optimizer(optimizers["A"])
+                    self.manual_backward(self.roll())
+                    if frozen == "toggled":
+                        self.untoggle_optimizer(optimizers["A"])
+                else:
+                    optimizers[action].step()
+            return None
+
+        def configure_optimizers(self) -> Any:
+            if rest == "no optimizer":
+                return torch.optim.SGD(self.actor.parameters(), lr=0.01)
+            if not order:
+                return torch.optim.SGD(self.parameters(), lr=0.01)
+            return [
+                torch.optim.SGD(part.parameters(), lr=0.01) for part in (self.model, self.actor)
+            ]
+
+        def train_dataloader(self) -> Any:
+            return DataLoader(range(2), batch_size=1)
+
+    return Agent()
+
+
+def hints(pl: ModuleType, module: Any, estimator: str = "TP") -> list[str]:
+    """Return what the monitor says of parameters that are not stepped."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit(pl, module, [PropagationCallback(estimator), VarianceMonitor(every_n_steps=1)])
+    return [str(w.message) for w in said if "not stepped" in str(w.message)]
+
+
+@pytest.fixture
+def _nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variance, "_warned", set())
+
+
+@pytest.mark.usefixtures("_nothing_said_yet")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"order": "0mM0aA"},
+        {"order": "0aA0mM"},
+        {"order": "", "rest": "no optimizer"},
+    ],
+)
+def test_a_world_model_that_is_not_stepped_is_said_once(
+    one_pl: ModuleType, arguments: dict[str, Any]
+) -> None:
+    (hint,) = hints(one_pl, make_agent(one_pl, **arguments))
+    assert "2 of these 4 are not stepped with its gradient: model (2)." in hint
+    assert "requires_grad_(False)" in hint
+
+
+@pytest.mark.usefixtures("_nothing_said_yet")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"order": "0mM0aA", "frozen": "by hand"},
+        {"order": "0mM0aA", "frozen": "toggled"},
+        {"order": "", "rest": "no optimizer", "frozen": "by hand"},
+        {"order": "0mM0aA", "target": True},
+        {"order": "0mM0aA", "estimator": "TPX"},
+        {"order": "0mM0aA", "estimator": "RP"},
+        {"order": ""},
+        {"order": "0maMA"},  # the rollout's gradient steps both
+        {"order": "0amAM"},
+        {"order": "0a"},  # accumulated, or thrown away
+    ],
+)
+def test_nothing_is_said_where_weights_serve_what_is_stepped(
+    one_pl: ModuleType, arguments: dict[str, Any]
+) -> None:
+    estimator = arguments.get("estimator", "TP")
+    given = {name: value for name, value in arguments.items() if name != "estimator"}
+    assert hints(one_pl, make_agent(one_pl, **given), estimator) == []
 
 
 # -- arguments -----------------------------------------------------------------------------------
