@@ -43,9 +43,10 @@ class Findings:
     Attributes:
         particles: P.
         estimates: by the estimator's name.
-        variances: by the estimator's name (RP, LR), the variance of what each sample contributes
-            to the batch-mean gradient, in the order of the rollout, [H].
-        lr_weight: TP's weight on LR at each sample, [H]; empty without TP.
+        variances: by the estimator's name (RP, LR), the variance of what each time step contributes
+            to the batch-mean gradient, summed over its samples, in the order of the rollout, [H].
+        lr_weight: TP's weight on LR, the mean over each time step's samples, [H]; empty without TP.
+        rows: what H counts: ``"time step"``, or ``"sample"`` where samples do not tell.
         missing: why there is nothing of an estimator, by its name.
     """
 
@@ -53,7 +54,27 @@ class Findings:
     estimates: dict[str, Estimate]
     variances: dict[str, Tensor]
     lr_weight: Tensor
+    rows: str
     missing: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What tells an action from a state.
+
+    Attributes:
+        shape: the sample's.
+        parameters: by ``id``, those that its distribution is computed with.
+    """
+
+    shape: tuple[int, ...]
+    parameters: frozenset[int]
+
+    def is_like(self, other: Kind) -> bool:
+        """Return whether both are, say, actions, of which the first may have an encoder's part."""
+        if self.shape != other.shape or bool(self.parameters) != bool(other.parameters):
+            return False
+        return self.parameters <= other.parameters or self.parameters >= other.parameters
 
 
 @dataclass(eq=False)
@@ -87,6 +108,9 @@ class Comparison:
         self._cotangents: dict[str, dict[int, Tensor]] = {name: {} for name in COMPARABLE}
         self._gradients: RolloutGradients | None = None
         self._lr_weight: list[Tensor] = []
+        self._kinds: list[Kind] = []
+        # Parameters at which TP, the estimator in use, compares variances for want of a target.
+        self.weighed: dict[int, Tensor] = {}
 
     # -- which estimators --------------------------------------------------------------------
 
@@ -171,7 +195,7 @@ class Comparison:
         leaves: Sequence[Tensor],
         found: Mapping[str, Sequence[Any]],
         lr_weight: Tensor | None = None,
-        sample: bool = True,
+        sample: Tensor | None = None,
     ) -> None:
         """Add what a segment contributes.
 
@@ -181,7 +205,7 @@ class Comparison:
             leaves: what the segment reaches.
             found: by estimator, what arrived there.
             lr_weight: TP's, at a sample.
-            sample: False for costs.
+            sample: what was drawn; None for costs.
         """
         gradients = self._gradients
         if gradients is None:
@@ -195,14 +219,22 @@ class Comparison:
                 )
                 for name, answers, shares in pullbacks
             ],
-            sample,
+            sample is not None,
         )
+        if sample is not None:
+            parameters = frozenset(id(leaf) for leaf in leaves if not is_cut(leaf))
+            self._kinds.append(Kind(sample.shape, parameters))
         places = [k for k, leaf in enumerate(leaves) if self._is_chosen(leaf)]
         chosen = [leaves[k] for k in places]
         for name, arrived in found.items():
             gradients.add_totals(numbers[name], chosen, [arrived[k] for k in places])
         if lr_weight is not None:
             self._lr_weight.append(lr_weight)
+
+    def weigh_at(self, leaves: Sequence[Tensor]) -> None:
+        """Take note of the parameters among the leaves at which TP compares variances."""
+        if self.used == "TP":
+            self.weighed.update((id(leaf), leaf) for leaf in leaves if not is_cut(leaf))
 
     def findings(self) -> Findings | None:
         """Return what was found; None if no pass has been looked at."""
@@ -222,16 +254,46 @@ class Comparison:
             estimates[name] = Estimate(
                 float(trace_of_covariance(squares, gradients.particles)), norm, not_finite
             )
+        lengths = time_steps(self._kinds[::-1])
+        rows = "time step"
+        if len(lengths) == 1:  # no sample comes again: they may be time steps, or parts of one
+            lengths, rows = [1] * len(self._kinds), "sample"
         return Findings(
             gradients.particles,
             estimates,
             {
-                name: trace_of_covariance(found.flip(0), gradients.particles)
+                name: _reduce(trace_of_covariance(found, gradients.particles), lengths, torch.sum)
                 for name, found in gradients.variances_by_sample().items()
                 if name in ("RP", "LR") and name not in self.missing
             },
-            torch.stack(self._lr_weight[::-1]).double().cpu()
+            _reduce(torch.stack(self._lr_weight).double().cpu(), lengths, torch.mean)
             if self._lr_weight
             else torch.zeros(0, dtype=torch.float64),
+            rows,
             dict(self.missing),
         )
+
+
+def time_steps(kinds: Sequence[Kind]) -> list[int]:
+    """Return how many samples each time step has.
+
+    A time step ends where a kind of sample comes that it has already, an action, say. Costs would
+    not tell: they come before or after the state, several in a step, or only at the end.
+
+    Args:
+        kinds: of the rollout's samples.
+    """
+    lengths: list[int] = []
+    step: list[Kind] = []
+    for kind in kinds:
+        if not lengths or any(kind.is_like(other) for other in step):
+            lengths.append(0)
+            step = []
+        lengths[-1] += 1
+        step.append(kind)
+    return lengths
+
+
+def _reduce(values: Tensor, lengths: list[int], reduction: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return what values of samples, the last first, come to in each time step."""
+    return torch.stack([reduction(part) for part in values.flip(0).split(lengths)])

@@ -21,11 +21,13 @@ class Column:
         step: the training step.
         variances: by the estimator's name (RP, LR), [H].
         lr_weight: TP's weight on LR, [H] or empty.
+        rows: what H counts, ``"time step"`` or ``"sample"``.
     """
 
     step: int
     variances: dict[str, Tensor]
     lr_weight: Tensor
+    rows: str = "sample"  # as in checkpoints that do not say
 
 
 def draw_columns(columns: Sequence[Column]) -> dict[str, Any]:
@@ -35,13 +37,15 @@ def draw_columns(columns: Sequence[Column]) -> dict[str, Any]:
     than LR's. Before it, back-propagation is of no use.
 
     Args:
-        columns: at least one.
+        columns: at least one. Those whose rows are not what the last one's are, are left out.
 
     Returns:
         matplotlib figures by name; those without values are left out.
     """
     from matplotlib.colors import LogNorm, Normalize
 
+    rows = columns[-1].rows
+    columns = [column for column in columns if column.rows == rows]
     tables = {
         "variance_RP": _table([c.variances.get("RP") for c in columns]),
         "variance_LR": _table([c.variances.get("LR") for c in columns]),
@@ -51,19 +55,19 @@ def draw_columns(columns: Sequence[Column]) -> dict[str, Any]:
     front = None if rp is None or lr is None else _front(rp, lr)
     logarithmic = LogNorm(*_limits(rp, lr))
     titles = {
-        "variance_RP": ("RP", "variance of a sample's part", logarithmic),
-        "variance_LR": ("LR", "variance of a sample's part", logarithmic),
+        "variance_RP": ("RP", f"variance of a {rows}'s part", logarithmic),
+        "variance_LR": ("LR", f"variance of a {rows}'s part", logarithmic),
         "weight_on_LR": ("TP", "weight on LR (the rest is on RP)", Normalize(0, 1)),
     }
     steps = np.array([column.step for column in columns])
     return {
-        name: _draw(table, steps, front if name != "variance_LR" else None, *titles[name])
+        name: _draw(table, steps, rows, front if name != "variance_LR" else None, *titles[name])
         for name, table in tables.items()
         if table is not None
     }
 
 
-def _draw(table: Any, steps: Any, front: Any, title: str, label: str, norm: Any) -> Any:
+def _draw(table: Any, steps: Any, rows: str, front: Any, title: str, label: str, norm: Any) -> Any:
     """Draw one image."""
     from matplotlib.figure import Figure
     from matplotlib.patheffects import withStroke
@@ -84,7 +88,7 @@ def _draw(table: Any, steps: Any, front: Any, title: str, label: str, norm: Any)
     bar.set_label(label, fontsize=12)
     ax.set_title(title, fontsize=14)
     ax.set_xlabel("training step", fontsize=12)
-    ax.set_ylabel("time step of the rollout", fontsize=12)
+    ax.set_ylabel(f"{rows} of the rollout", fontsize=12)
     ax.set_ylim(0, len(table))
     return figure
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,12 @@ import torch
 from lightning_proppo.callbacks.pictures import Column, draw_columns
 from lightning_proppo.comparison import Findings
 
+_CHARTS = {
+    "variance": "log10_variance",
+    "signal-to-noise ratio": "log10_snr",
+    "particles needed": "log10_particles_needed",
+    "gradient norm": "log10_gradient_norm",
+}
 # Training steps in the image; where there would be more, every other one is left out.
 _COLUMNS = 256
 # Of the time that passes, drawing during the training may take this share.
@@ -32,10 +39,39 @@ def tensorboard_writers(trainer: Any) -> list[Any]:
     ]
 
 
-class TensorBoardPages:
-    """Writes what is found to TensorBoard, and remembers it for the image."""
+def lay_out(
+    writer: Any, charts: dict[str, Any], hyperparameters: dict[str, Any], metrics: Sequence[str]
+) -> None:
+    """Arrange charts, and write the hyperparameters; TensorBoard reads one of each for a run.
 
-    def __init__(self) -> None:
+    Args:
+        writer: TensorBoard's.
+        charts: by category, as :meth:`TensorBoardPages.charts` returns them.
+        hyperparameters: those of the module, with the estimators' names.
+        metrics: tags that are shown beside them.
+    """
+    from torch.utils.tensorboard.summary import hparams
+
+    if charts:
+        writer.add_custom_scalars(charts)
+    plain = {
+        name: value if isinstance(value, (bool, int, float, str)) else str(value)
+        for name, value in hyperparameters.items()
+    }
+    # TensorBoard keeps the first that it reads, and Lightning writes the module's own next.
+    for summary in hparams(plain, dict.fromkeys(metrics, math.nan)):
+        writer._get_file_writer().add_summary(summary)
+
+
+class TensorBoardPages:
+    """Writes what is found to TensorBoard, and remembers it for the image.
+
+    Args:
+        name: what all tags begin with; "" for nothing.
+    """
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
         self.columns: list[Column] = []
         self._every = 1
         self._seen = 0
@@ -57,44 +93,29 @@ class TensorBoardPages:
         self.columns = [Column(**column) for column in state["columns"]]
         self._every, self._seen, self._drawn = state["every"], state["seen"], state["drawn"]
 
-    def lay_out(self, writer: Any, names: Sequence[str], hyperparameters: dict[str, Any]) -> None:
-        """Put the estimators' variances into one chart, and write the hyperparameters.
+    def tag(self, name: str) -> str:
+        """Return what something is logged under."""
+        return f"{self.name}/{name}" if self.name else name
+
+    def charts(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return a category of charts, each of all estimators.
 
         Args:
-            writer: TensorBoard's.
-            names: the estimators that are compared.
-            hyperparameters: those of the module, with the estimator's name.
+            names: the estimators that are compared; no charts without any.
         """
-        from torch.utils.tensorboard.summary import hparams
-
-        if names:
-            # Lines of one run have one colour; TensorBoard marks them in this order.
-            marks = ", ".join(f"{mark} {name}" for mark, name in zip("■◆▲", names, strict=False))
-            charts = {
-                "variance": "log10_variance",
-                "signal-to-noise ratio": "log10_snr",
-                "particles needed": "log10_particles_needed",
-                "gradient norm": "log10_gradient_norm",
+        if not names:
+            return {}
+        category = f"Gradient estimators: {self.name}" if self.name else "Gradient estimators"
+        # Which mark is which curve's, TensorBoard decides at every start; its own legend says.
+        return {
+            category: {
+                f"log10 of {title}": [
+                    "Multiline",  # with regular expressions
+                    [f"{re.escape(self.tag(f'{tag}/{name}'))}$" for name in names],
+                ]
+                for title, tag in _CHARTS.items()
             }
-            writer.add_custom_scalars(
-                {
-                    "Gradient estimators": {
-                        f"log10 of {title}: {marks}": [
-                            "Multiline",
-                            [f"{tag}/{name}" for name in names],
-                        ]
-                        for title, tag in charts.items()
-                    }
-                }
-            )
-        plain = {
-            name: value if isinstance(value, (bool, int, float, str)) else str(value)
-            for name, value in hyperparameters.items()
         }
-        metrics = {"gradient/variance": math.nan, "gradient/snr": math.nan}
-        # TensorBoard keeps the first that it reads, and Lightning writes the module's own next.
-        for summary in hparams(plain, metrics):
-            writer._get_file_writer().add_summary(summary)
 
     def show(
         self, writers: Sequence[Any], step: int, findings: Findings, metrics: dict[str, float]
@@ -107,7 +128,7 @@ class TensorBoardPages:
             findings: what was found.
             metrics: what was logged.
         """
-        column = Column(step, dict(findings.variances), findings.lr_weight)
+        column = Column(step, dict(findings.variances), findings.lr_weight, findings.rows)
         if self._seen % self._every == 0:
             self.columns.append(column)
             if len(self.columns) > _COLUMNS:
@@ -131,7 +152,8 @@ class TensorBoardPages:
         start = time.monotonic()
         for name, figure in draw_columns(self.columns).items():
             for writer in writers:
-                writer.add_figure(f"by_time_step/{name}", figure, global_step=step, close=False)
+                tag = self.tag(f"by_time_step/{name}")
+                writer.add_figure(tag, figure, global_step=step, close=False)
         self._drawn = self._seen
         self._drew = time.monotonic()
         self._took = self._drew - start
@@ -140,13 +162,15 @@ class TensorBoardPages:
         for tag, value in metrics.items():
             # A linear axis shows nothing but RP once that has exploded.
             if tag.startswith(_LOGARITHMIC) and 0 < value < math.inf:
-                writer.add_scalar(f"log10_{tag}", math.log10(value), step)
+                writer.add_scalar(self.tag(f"log10_{tag}"), math.log10(value), step)
         for name, variances in findings.variances.items():
             shown = variances[(variances > 0) & variances.isfinite()].log10()
             if len(shown):
-                writer.add_histogram(f"{_HISTOGRAMS}/log10_variance_{name}", shown, step)
+                tag = self.tag(f"{_HISTOGRAMS}/log10_variance_{name}")
+                writer.add_histogram(tag, shown, step)
         if len(findings.lr_weight):
-            _add_profile(writer, f"{_HISTOGRAMS}/weight_on_LR", findings.lr_weight, step)
+            tag = self.tag(f"{_HISTOGRAMS}/weight_on_LR")
+            _add_profile(writer, tag, findings.lr_weight, step)
 
 
 def _add_profile(writer: Any, tag: str, heights: torch.Tensor, step: int) -> None:

@@ -11,8 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_proppo.callbacks.alarms import Alarm
+from lightning_proppo.callbacks.outside import (
+    SteppedParameters,
+    hint_at_outside,
+    parameters_of,
+)
 from lightning_proppo.callbacks.successive import STEPS, SuccessiveGradients
-from lightning_proppo.callbacks.tensorboard import TensorBoardPages, tensorboard_writers
+from lightning_proppo.callbacks.tensorboard import TensorBoardPages, lay_out, tensorboard_writers
 from lightning_proppo.comparison import COMPARABLE, Comparison, Findings
 from lightning_proppo.errors import add_note, check_choice
 from lightning_proppo.installed_lightning import pl, rank_zero_warn
@@ -28,7 +33,8 @@ from lightning_proppo.propagators.comparing import comparable, comparing_propaga
 class VarianceMonitor(pl.Callback):
     r"""Logs the variance of the gradient, and what other estimators' would be.
 
-    At every ``every_n_steps``-th optimizer step, for the estimator in use and for those that could
+    At every ``every_n_steps``-th step of ``trainer.global_step``, which counts the steps of all
+    optimizers, for the estimator in use and for those that could
     have been used instead, from the same rollout:
 
     - ``variance/RP``, ``/LR``, ``/TP``: the trace of the covariance of the batch-mean gradient,
@@ -41,7 +47,9 @@ class VarianceMonitor(pl.Callback):
 
     and under ``gradient/variance``, ``gradient/snr``, ``gradient/norm`` and ``gradient/not_finite``
     those of the estimator in use. TensorBoard also gets TP's weight on LR and both variances by
-    time step, as histograms and as an image. The gradient itself is left as it is.
+    time step, as histograms and as an image. The gradient itself is left as it is. The step that
+    numbers are logged at is that of the module's own ``self.log``, so that their rows join: it
+    counts batches after which an optimizer stepped, however many did.
 
     With a manager whose estimator is ``"RP"``, ``"LR"``, ``"TP"`` or ``"TPX"``, the rollout of that
     step is recorded in a way that all of them can be had from; other steps run as they always do.
@@ -51,6 +59,7 @@ class VarianceMonitor(pl.Callback):
 
     Args:
         every_n_steps: how many optimizer steps there are from one that is looked at to the next.
+            With two optimizers that step in each batch, 50 of them are 25 batches.
         compare: the estimators to compare.
         parameters: names of parameters or submodules that the variance is of; None: all that the
             rollout reaches.
@@ -61,12 +70,15 @@ class VarianceMonitor(pl.Callback):
         attribute: the module's attribute that holds the manager.
         sketches: random projections of each particle's gradient at parameters of more than 32
             elements; more are more exact and cost more.
+        name: what is logged is called ``<name>/variance/RP`` and so on; "" leaves ``variance/RP``.
+            A module with several managers has a monitor of its own name for each.
 
     Attributes:
         last: the numbers of the last look, by the names that they are logged under.
 
     Raises:
-        ValueError: for a number or name that cannot be.
+        ValueError: for a number or name that cannot be; at the start of training, for another
+            monitor with the same ``name`` or ``attribute``.
     """
 
     def __init__(
@@ -80,14 +92,17 @@ class VarianceMonitor(pl.Callback):
         patience: int = 10,
         attribute: str = "manager",
         sketches: int = 1,
+        name: str = "",
     ) -> None:
-        for name, value in (("every_n_steps", every_n_steps), ("sketches", sketches)):
+        for argument, value in (("every_n_steps", every_n_steps), ("sketches", sketches)):
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an int of at least 1; got {value!r}.")
+                raise ValueError(f"{argument} must be an int of at least 1; got {value!r}.")
         if isinstance(compare, str):
             raise ValueError(f"compare must be a list of estimators' names; got {compare!r}.")
-        for name in compare:
-            check_choice("compare", name, COMPARABLE)
+        for estimator in compare:
+            check_choice("compare", estimator, COMPARABLE)
+        if not isinstance(name, str):
+            raise ValueError(f"name must be a string that tags begin with; got {name!r}.")
         if isinstance(parameters, str) or (parameters is not None and not parameters):
             raise ValueError(
                 "parameters must be a list of names of parameters or submodules, or None; got "
@@ -99,6 +114,7 @@ class VarianceMonitor(pl.Callback):
         self.alarm = Alarm(alarm, min_snr, max_rp_ratio, patience)
         self.attribute = attribute
         self.sketches = sketches
+        self.name = name
         self.last: dict[str, float] = {}
         self._forget()
 
@@ -111,13 +127,30 @@ class VarianceMonitor(pl.Callback):
         self._incomparable = False  # what was found to be so in a rollout
         self.alarm.reset()
         self._comparison: Comparison | None = None
+        self._stepped = SteppedParameters()
         # A manager with the propagators that it is to get back.
         self._own: tuple[PropagationManager, Any, Any] | None = None
         self._successive = SuccessiveGradients()
-        self._pages = TensorBoardPages()
-        self._step = 0
+        self._pages = TensorBoardPages(self.name)
+        self._step = 0  # the Trainer's global one
+        self._logged_step = 0
 
     # -- Lightning's hooks -------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """What tells this monitor's part of a checkpoint from that of another."""
+        own = {"attribute": self.attribute, "name": self.name}
+        if own == {"attribute": "manager", "name": ""}:
+            return super().state_key
+        return self._generate_state_key(**own)
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Find the state of an only monitor where it was whatever its attribute or name."""
+        del pl_module
+        states = checkpoint["callbacks"]
+        if len(_monitors(trainer)) == 1 and super().state_key in states:
+            states.setdefault(self.state_key, states[super().state_key])
 
     def state_dict(self) -> dict[str, Any]:
         """Return when the next look is due, and what the alarm and the image need of earlier ones.
@@ -148,19 +181,25 @@ class VarianceMonitor(pl.Callback):
             return
         self._forget()
         self._choose(pl_module)  # a name that is not there is an error now
-        if trainer.is_global_zero:
-            manager = self._manager(pl_module)
-            used = None if manager is None else self._used(manager)
-            names = [] if used is None else self._compared(used)
+        monitors = _monitors(trainer)
+        _refuse_equals(monitors)
+        if trainer.is_global_zero and self is monitors[-1]:
+            charts: dict[str, Any] = {}
+            hyperparameters = dict(getattr(pl_module, "hparams_initial", {}))
+            metrics = []
+            for each in monitors:
+                charts |= each._pages.charts(each._compared(pl_module))
+                hyperparameters[each._pages.tag("estimator")] = each._estimator(pl_module)
+                metrics += [each._pages.tag(f"gradient/{kind}") for kind in ("variance", "snr")]
             for writer in tensorboard_writers(trainer):
-                self._pages.lay_out(writer, names, self._hyperparameters(pl_module))
+                lay_out(writer, charts, hyperparameters, metrics)
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Have the rollout of a step that is due recorded for comparison."""
         del batch, batch_idx
-        self._step = trainer.global_step
+        self._step, self._logged_step = trainer.global_step, _logged_step(trainer)
         manager = self._manager(pl_module)
         used = None if manager is None else self._used(manager)
         if manager is None or used is None or self._step < self._due:
@@ -168,7 +207,7 @@ class VarianceMonitor(pl.Callback):
         self._due = self._next(self._step)
         chosen = self._choose(pl_module)
         comparison = Comparison(used, self.compare, chosen, self.sketches, seed=self._step)
-        self._comparison = comparison
+        self._comparison, self._stepped = comparison, SteppedParameters()
         self._own = manager, manager.default_propagator, manager.loss_propagator
         manager.default_propagator, manager.loss_propagator = comparing_propagators(
             manager.default_propagator, comparison
@@ -176,6 +215,8 @@ class VarianceMonitor(pl.Callback):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Keep the gradients of successive steps, where there is no rollout to look into."""
+        if self._comparison is not None and self._comparison.weighed:
+            self._stepped.add(self._comparison.weighed, optimizer)
         manager = self._manager(pl_module)
         if manager is not None and (self._own is not None or self._used(manager) is not None):
             return
@@ -202,6 +243,7 @@ class VarianceMonitor(pl.Callback):
             findings = comparison.findings()
             if findings is not None:
                 self._report(trainer, pl_module, comparison, findings)
+                self._hint(trainer, pl_module, comparison)
         elif len(self._successive) and self._step >= max(self._due, STEPS - 1):
             self._report_successive(trainer)
 
@@ -209,13 +251,13 @@ class VarianceMonitor(pl.Callback):
         """Draw the image, if it is not dear beside the training."""
         del pl_module
         if trainer.is_global_zero:
-            self._pages.draw(tensorboard_writers(trainer), trainer.global_step, spare=True)
+            self._pages.draw(tensorboard_writers(trainer), _logged_step(trainer), spare=True)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Draw the image."""
         del pl_module
         if trainer.is_global_zero:
-            self._pages.draw(tensorboard_writers(trainer), trainer.global_step, spare=False)
+            self._pages.draw(tensorboard_writers(trainer), _logged_step(trainer), spare=False)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the manager its propagators back, and say what was different in this step."""
@@ -241,7 +283,11 @@ class VarianceMonitor(pl.Callback):
             return None
         return comparable(manager.default_propagator, manager.loss_propagator)
 
-    def _compared(self, used: str) -> list[str]:
+    def _compared(self, pl_module: Any) -> list[str]:
+        manager = self._manager(pl_module)
+        used = None if manager is None else self._used(manager)
+        if used is None:
+            return []
         return [name for name in COMPARABLE if name in self.compare or name == used]
 
     def _next(self, step: int) -> int:
@@ -273,22 +319,22 @@ class VarianceMonitor(pl.Callback):
             found |= own
         return lambda parameter: id(parameter) in found
 
-    def _hyperparameters(self, pl_module: Any) -> dict[str, Any]:
-        """Return the module's hyperparameters and the estimator's name."""
-        known = dict(getattr(pl_module, "hparams_initial", {}))
+    def _estimator(self, pl_module: Any) -> str:
+        """Return the estimator's name, or that of the propagator."""
         manager = self._manager(pl_module)
         if manager is None:
-            known["estimator"] = "none"
-        else:
-            known["estimator"] = self._used(manager) or type(manager.default_propagator).__name__
-        return known
+            return "none"
+        return self._used(manager) or type(manager.default_propagator).__name__
+
+    def _title(self) -> str:
+        return f"VarianceMonitor {self.name!r}" if self.name else "VarianceMonitor"
 
     def _report(
         self, trainer: Any, pl_module: Any, comparison: Comparison, findings: Findings
     ) -> None:
         """Log what was found in a rollout."""
         for name, reason in findings.missing.items():
-            _warn_once(f"VarianceMonitor cannot compare {name}: {reason}.")
+            _warn_once(f"{self._title()} cannot compare {name}: {reason}.")
         names = list(findings.estimates)
         if comparison.used not in names:
             self._incomparable = True
@@ -326,20 +372,31 @@ class VarianceMonitor(pl.Callback):
             writers = tensorboard_writers(trainer)
             # Of the mean over all ranks, as the totals are.
             shares = {k: v / trainer.world_size for k, v in findings.variances.items()}
-            self._pages.show(writers, self._step, replace(findings, variances=shares), metrics)
+            shown = replace(findings, variances=shares)
+            self._pages.show(writers, self._logged_step, shown, metrics)
         ratio = None
         if used == "RP" and variance.get("LR", 0.0) > 0:
             ratio = variance["RP"] / variance["LR"]
         self._say(trainer, self.alarm.check(signal[used], variance[used], ratio))
 
+    def _hint(self, trainer: Any, pl_module: Any, comparison: Comparison) -> None:
+        """Say which parameters TP had better not weigh at."""
+        # Gradients that it holds are not kept till the next look.
+        stepped, self._stepped = self._stepped.found, SteppedParameters()
+        if pl_module.automatic_optimization:  # perhaps in a later batch, which this one adds to
+            stepped = set().union(*map(parameters_of, trainer.optimizers))
+        hint = hint_at_outside(comparison.weighed, stepped, pl_module)
+        if hint:
+            _warn_once(f"{self._title()}: {hint}")
+
     def _report_successive(self, trainer: Any) -> None:
         """Log what three successive gradients say."""
-        self._due = self._next(self._step)
         found = self._successive.estimate()
+        if found is None:  # several optimizers, none of which has made three steps since
+            return
+        self._due = self._next(self._step)
         if self._due - self._step >= STEPS:
             self._successive.forget()  # none of them will be among the next ones
-        if found is None:
-            return
         signal = squared_signal(found.squared_norm, found.variance)
         of_used = {
             "gradient/variance": found.variance,
@@ -354,15 +411,41 @@ class VarianceMonitor(pl.Callback):
         """Warn, and stop the training if that is wanted."""
         for words in found:
             stops = "stops the training" if self.alarm.action == "stop" else "warns"
-            rank_zero_warn(f"VarianceMonitor {stops} at step {self._step}: {words}")
+            rank_zero_warn(f"{self._title()} {stops} at step {self._logged_step}: {words}")
             if self.alarm.action == "stop":
                 trainer.should_stop = True
 
     def _log(self, trainer: Any, metrics: dict[str, float]) -> None:
-        self.last = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        self.last = {
+            self._pages.tag(name): value for name, value in metrics.items() if not math.isnan(value)
+        }
         if trainer.is_global_zero:
             for logger in trainer.loggers:
-                logger.log_metrics(self.last, step=self._step)
+                logger.log_metrics(self.last, step=self._logged_step)
+
+
+def _monitors(trainer: Any) -> list[VarianceMonitor]:
+    return [each for each in trainer.callbacks if isinstance(each, VarianceMonitor)]
+
+
+def _refuse_equals(monitors: Sequence[VarianceMonitor]) -> None:
+    """Raise where two monitors would look at one manager, or log under the same names."""
+    for argument in ("attribute", "name"):
+        values = [getattr(monitor, argument) for monitor in monitors]
+        twice = [value for value in values if values.count(value) > 1]
+        if twice:
+            raise ValueError(
+                f"callbacks: {len(twice)} VarianceMonitors have the {argument} {twice[0]!r}. Each "
+                "needs a manager and a name of its own, such as VarianceMonitor("
+                "attribute='critic_manager', name='critic')."
+            )
+
+
+def _logged_step(trainer: Any) -> int:
+    """Return the step at which Lightning logs what the module does."""
+    # Not public, but what all of Lightning's own callbacks log at.
+    step: int = trainer.fit_loop.epoch_loop._batches_that_stepped
+    return step
 
 
 def _mean_over_ranks(trainer: Any, pl_module: Any, numbers: Iterable[float]) -> list[float]:

@@ -176,6 +176,8 @@ class ComparingBase(TPBase):
             pulled, gradients, weighed, used = self._mixed(node, message, ways, leaves, seen)
             weight = mean_lr_weight([used])
             sent.update(weights_to_keep(weighed, message.get("k_counter", 0) + 1))
+            if recording and node["ivw_target"] == "parameters":
+                comparison.weigh_at(leaves)
             if running is not None and comparison.used == "TP":
                 running.note("lr_weight", weight)
         else:
@@ -191,6 +193,7 @@ class ComparingBase(TPBase):
                 leaves,
                 gradients,
                 weight,
+                node["output"],
             )
         sent.update(deliver(comparison, leaves, gradients))
         return sent
@@ -247,13 +250,14 @@ class ComparingBase(TPBase):
         )
         parameters: list[Tensor] = []
         expanded: list[Tensor] = []
-        if node["ivw_target"] != "node" and kept is None:
+        if node["ivw_target"] != "node":
             parameters, expanded = self._compared(node["ivw_target"], leaves, particles)
-        if seen is not None and [*map(id, seen.parameters)] == [*map(id, parameters)]:
-            uses: ParameterUses | None = seen
-        else:
-            outputs = outputs_of([lr, rp])
-            uses = find_parameter_uses(outputs, parameters, particles) if parameters else None
+        uses: ParameterUses | None = None
+        if kept is None and parameters:
+            if seen is not None and [*map(id, seen.parameters)] == [*map(id, parameters)]:
+                uses = seen
+            else:
+                uses = find_parameter_uses(outputs_of([lr, rp]), parameters, particles)
         every = [seen, None if uses is seen else uses]
         of_lr = _pull(lr, leaves, expanded, every)
         gradients: dict[str, Sequence[Tensor | None]] = {"LR": of_lr.leaves}
@@ -339,9 +343,7 @@ class ComparingLossBase(LossBase):
         if seen is not None:
             answers = pull.answers(0, leaves, seen)
             arrived = dict.fromkeys(names, pull.leaves)
-            comparison.add(
-                seen, [("cost", answers, dict.fromkeys(names))], leaves, arrived, sample=False
-            )
+            comparison.add(seen, [("cost", answers, dict.fromkeys(names))], leaves, arrived)
         del sent["outputs"], sent["grads"]
         return {**sent, **deliver(comparison, leaves, dict.fromkeys(names, pull.leaves))}
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from lightning_proppo import PropagationManager, expand
-from lightning_proppo.comparison import COMPARABLE, Comparison, Findings
+from lightning_proppo.comparison import COMPARABLE, Comparison, Findings, Kind, time_steps
+from lightning_proppo.mathematics.accuracy import trace_of_covariance
 from lightning_proppo.per_particle import rollouts, sketches
 from lightning_proppo.propagators import TotalProp, estimator_names, make_estimator
 from lightning_proppo.propagators.comparing import comparable, comparing_propagators
@@ -271,6 +272,111 @@ def test_weights_by_time_step_are_those_of_tp() -> None:
     torch.manual_seed(11)
     findings, _, _ = compare(walker, "TP")
     torch.testing.assert_close(findings.lr_weight, weights)
+
+
+class Agent(Walker):
+    """Draws an action and a state at each step.
+
+    Args:
+        costs: where they are recorded.
+        initial: draw the first state too.
+    """
+
+    def __init__(self, costs: str, initial: bool = False) -> None:
+        super().__init__(particles=20)
+        self.costs, self.initial = costs, initial
+        self.mean = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+
+    def __call__(self, manager: PropagationManager) -> Tensor:
+        x = self.mean.expand(self.particles, 3)
+        if self.initial:
+            x = manager.sample(Normal(x, 0.3))
+        for _ in range(self.horizon):
+            if self.costs == "before the action":
+                manager.append_loss(x.square().sum(1))
+            action = manager.sample(Normal(self.net(x), 0.1))
+            if self.costs in ("before the state", "of action and state"):
+                manager.append_loss((x + action).square().sum(1))
+            # Of an action's shape.
+            x = manager.sample(Normal(x + 0.5 * action.sin(), self.log_std.exp()))
+            if self.costs in ("after the state", "of action and state"):
+                manager.append_loss(x.square().sum(1))
+        return manager.loss(x.square().sum(1))
+
+
+COSTS = (
+    "before the action",
+    "before the state",
+    "after the state",
+    "of action and state",
+    "at the end",
+)
+
+
+@pytest.mark.parametrize("initial", [False, True])
+@pytest.mark.parametrize("costs", COSTS)
+def test_an_action_and_a_state_are_one_time_step(costs: str, initial: bool) -> None:
+    agent = Agent(costs, initial)
+    torch.manual_seed(12)
+    findings, comparison, _ = compare(agent, "TP")
+    assert findings.rows == "time step"
+    for name in ("RP", "LR"):
+        by_sample = comparison._gradients.variances_by_sample()[name].flip(0)
+        by_sample = trace_of_covariance(by_sample, agent.particles)
+        first = by_sample[: len(by_sample) - 2 * agent.horizon].sum()  # the initial state's
+        expected = by_sample[-2 * agent.horizon :].reshape(agent.horizon, 2).sum(1)
+        expected[0] += first
+        torch.testing.assert_close(findings.variances[name], expected)
+    torch.manual_seed(12)
+    manager = PropagationManager("TP")
+    agent(manager).backward()
+    weights = torch.stack(manager.statistics["lr_weight"]).flip(0)[-2 * agent.horizon :].double()
+    expected = weights.reshape(agent.horizon, 2).mean(1)
+    torch.testing.assert_close(findings.lr_weight[1:], expected[1:])
+
+
+@pytest.mark.parametrize(
+    ("kinds", "lengths"),
+    [
+        ("", []),
+        ("s s s", [1, 1, 1]),
+        ("a s a s", [2, 2]),
+        ("a . a .", [2, 2]),  # the model is frozen
+        ("i a s a s", [3, 2]),
+        ("s a s a s", [2, 2, 1]),
+        ("ea es a s a s", [2, 2, 2]),  # from an encoder's state
+        ("a b c", [3]),  # parameters of its own at each
+    ],
+)
+def test_a_time_step_ends_where_a_kind_of_sample_comes_again(
+    kinds: str, lengths: list[int]
+) -> None:
+    """Samples are given by their parameters, one letter each."""
+    shape = torch.Size([20, 3])
+    parameters = [frozenset(map(ord, names.strip("."))) for names in kinds.split()]
+    assert time_steps([Kind(shape, found) for found in parameters]) == lengths
+    # Without parameters, shapes tell them apart.
+    shapes = [(len(names), *map(ord, names)) for names in kinds.replace("e", "").split()]
+    if "e" not in kinds:
+        assert time_steps([Kind(each, frozenset()) for each in shapes]) == lengths
+
+
+def test_samples_that_do_not_come_again_are_rows() -> None:
+    class Planner(Walker):
+        """Each action's mean is a parameter of its own."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.parameters = [torch.zeros(3, requires_grad=True) for _ in range(5)]
+
+        def __call__(self, manager: PropagationManager) -> Tensor:
+            means = (mean.expand(self.particles, 3) for mean in self.parameters)
+            x = sum(manager.sample(Normal(mean, 0.1)) for mean in means)
+            return manager.loss((x - 1.0).square().sum(1))
+
+    findings, _, _ = compare(Planner(), "TP")
+    assert findings.rows == "sample"
+    assert findings.variances["LR"].shape == findings.lr_weight.shape == (5,)
 
 
 # -- what can be compared ------------------------------------------------------------------------

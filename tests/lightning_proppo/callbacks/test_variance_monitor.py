@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 from torch.utils.data import DataLoader
 
-from lightning_proppo import PropagationCallback, VarianceMonitor
+from lightning_proppo import PropagationCallback, PropagationManager, VarianceMonitor
+from lightning_proppo.callbacks import variance
 from lightning_proppo.callbacks.alarms import Alarm
 from lightning_proppo.callbacks.pictures import Column, draw_columns
 from lightning_proppo.propagators import PauseProp
@@ -82,12 +84,13 @@ def fit(
     logger: Any = False,
     epochs: int = 1,
     seed: int = 1,
+    ckpt_path: Path | None = None,
     **options: Any,
 ) -> Any:
     options = {**QUIET, "logger": logger, "max_epochs": epochs, **options}
     trainer = pl.Trainer(callbacks=list(callbacks), log_every_n_steps=1, **options)
     torch.manual_seed(seed)
-    trainer.fit(module)
+    trainer.fit(module, ckpt_path=ckpt_path)
     return trainer
 
 
@@ -150,6 +153,17 @@ def test_without_a_logger_there_is_no_crash(pl: ModuleType) -> None:
     assert monitor.last["variance/RP"] > 0
 
 
+def charts_of(events: EventAccumulator) -> dict[tuple[str, str], list[str]]:
+    """Return the custom scalars' charts: which tags, by category and title."""
+    layout = layout_pb2.Layout()
+    layout.ParseFromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    return {
+        (category.title, chart.title): list(chart.multiline.tag)
+        for category in layout.category
+        for chart in category.chart
+    }
+
+
 def test_tensorboard_gets_pages(pl: ModuleType, tmp_path: Path) -> None:
     logger = pl.loggers.TensorBoardLogger(str(tmp_path), name="tb", version=0)
     monitor = VarianceMonitor(every_n_steps=1)
@@ -165,12 +179,115 @@ def test_tensorboard_gets_pages(pl: ModuleType, tmp_path: Path) -> None:
     # One name for an image and a histogram would hide one of them.
     assert not set(tags["images"]) & set(tags["histograms"])
     assert "custom_scalars__config__" in tags["tensors"]
-    layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
-    assert all(f"log10_variance/{name}".encode() in layout for name in COMPARABLE)
+    charts = charts_of(events)
+    assert charts["Gradient estimators", "log10 of variance"] == [
+        f"log10_variance/{name}$" for name in COMPARABLE
+    ]
+    # TensorBoard's order of curves is another at every start.
+    assert not any(name in title for _, title in charts for name in COMPARABLE)
     hparams = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     assert b"estimator" in hparams
     assert b"LR" in hparams
     assert b"width" in hparams
+
+
+# -- several managers ----------------------------------------------------------------------------
+
+
+def make_actor_and_critic(pl: ModuleType) -> Any:
+    """Return a module with two managers, each with a rollout in each batch."""
+
+    class ActorAndCritic(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Linear(2, 2)
+            self.manager = PropagationManager("TP")
+            self.critic_manager = PropagationManager("LR")
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            del batch, batch_idx
+            losses = []
+            for manager in (self.manager, self.critic_manager):
+                x = manager.sample(Normal(self.net(torch.zeros(PARTICLES, 2)), 0.1))
+                losses.append(manager.loss((x - 1.0).square().sum(1)))
+            return losses[0] + losses[1]
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+        def train_dataloader(self) -> Any:
+            return DataLoader(range(4), batch_size=1)
+
+    return ActorAndCritic()
+
+
+def test_each_manager_has_a_monitor_of_its_own_name(pl: ModuleType, tmp_path: Path) -> None:
+    logger = pl.loggers.TensorBoardLogger(str(tmp_path), name="tb", version=0)
+    monitors = [
+        VarianceMonitor(every_n_steps=2, name="actor"),
+        VarianceMonitor(every_n_steps=1, attribute="critic_manager", name="critic"),
+    ]
+    trainer = fit(pl, make_actor_and_critic(pl), monitors, logger)
+    for monitor, used in zip(monitors, ("TP", "LR"), strict=True):
+        last, name = monitor.last, monitor.name
+        assert last[f"{name}/gradient/variance"] == last[f"{name}/variance/{used}"] > 0
+    events = EventAccumulator(str(tmp_path / "tb" / "version_0"))
+    events.Reload()
+    for kind in ("scalars", "images", "histograms"):
+        tags = events.Tags()[kind]
+        shared = {"epoch", "hp_metric"} if kind == "scalars" else set()
+        assert {tag.split("/")[0] for tag in tags} - shared == {"actor", "critic"}
+    charts = charts_of(events)
+    assert charts["Gradient estimators: critic", "log10 of variance"] == [
+        f"critic/log10_variance/{name}$" for name in COMPARABLE
+    ]
+    assert {category for category, _ in charts} == {
+        "Gradient estimators: actor",
+        "Gradient estimators: critic",
+    }
+    hparams = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"actor/estimator" in hparams
+    assert b"critic/estimator" in hparams
+
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    again = [
+        VarianceMonitor(name="actor"),
+        VarianceMonitor(attribute="critic_manager", name="critic"),
+    ]
+    fit(pl, make_actor_and_critic(pl), again, ckpt_path=tmp_path / "a.ckpt")
+    assert [monitor._due for monitor in again] == [monitor._due for monitor in monitors] == [4, 4]
+    assert [monitor.last for monitor in again] == [monitor.last for monitor in monitors]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"attribute": "critic_manager"}, "2 VarianceMonitors have the name ''.*name='critic'"),
+        ({"name": "critic"}, "2 VarianceMonitors have the attribute 'manager'"),
+    ],
+)
+def test_monitors_that_cannot_be_told_apart(
+    one_pl: ModuleType, arguments: dict[str, Any], message: str
+) -> None:
+    monitors = [VarianceMonitor(), VarianceMonitor(**arguments)]
+    with pytest.raises(ValueError, match=message):
+        fit(one_pl, make_actor_and_critic(one_pl), monitors)
+
+
+# What a checkpoint held of a monitor of any attribute before there were names.
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
+@pytest.mark.parametrize("attribute", ["manager", "critic_manager"])
+def test_a_monitor_without_a_name_finds_its_former_state(
+    one_pl: ModuleType, tmp_path: Path, attribute: str
+) -> None:
+    monitor = VarianceMonitor(every_n_steps=3)
+    trainer = fit(one_pl, make_actor_and_critic(one_pl), [monitor])
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    other = VarianceMonitor(attribute=attribute)
+    fit(one_pl, make_actor_and_critic(one_pl), [other], ckpt_path=tmp_path / "a.ckpt")
+    assert other._due == 6
+    assert other.last == monitor.last
 
 
 # -- what is left alone --------------------------------------------------------------------------
@@ -205,6 +322,62 @@ def test_steps_are_those_of_the_optimizer(one_pl: ModuleType) -> None:
     fit(one_pl, module, callbacks, logger, accumulate_grad_batches=2)
     steps = [step for step, found in logger.rows if "gradient/variance" in found]
     assert steps == [0, 2]
+
+
+def make_pair(pl: ModuleType, roll: Callable[[Any], Tensor] = roll, batches: int = 12) -> Any:
+    """Return a module with two optimizers, which both step in each batch."""
+
+    class Pair(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(2, 24), nn.Tanh(), nn.Linear(24, 2))
+            self.other = nn.Linear(2, 2)
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            del batch, batch_idx
+            losses = self.other(torch.randn(8, 2)).square().mean(), roll(self)
+            for optimizer, loss in zip(self.optimizers(), losses, strict=True):
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                optimizer.step()
+            self.log("loss", losses[0].detach())
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(part.parameters(), lr=0.01) for part in (self.other, self.net)]
+
+        def train_dataloader(self) -> Any:
+            return DataLoader(range(batches), batch_size=1)
+
+    return Pair()
+
+
+def test_numbers_are_logged_at_the_steps_of_the_modules_own(
+    one_pl: ModuleType, tmp_path: Path
+) -> None:
+    logger = one_pl.loggers.CSVLogger(str(tmp_path), name="csv", version=0)
+    monitor = VarianceMonitor(every_n_steps=4)
+    trainer = fit(one_pl, make_pair(one_pl), [PropagationCallback("TP"), monitor], logger)
+    logger.save()
+    with (tmp_path / "csv" / "version_0" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows if row["loss"]] == [*range(12)]
+    # Two optimizer steps in each batch: a look at every fourth of them.
+    assert [int(row["step"]) for row in rows if row["variance/RP"]] == [0, 2, 4, 6, 8, 10]
+    assert trainer.global_step == monitor._due == 24
+
+
+def test_two_optimizers_without_a_rollout_have_a_variance(one_pl: ModuleType) -> None:
+    def step(module: Any) -> Tensor:
+        return module.net(torch.randn(PARTICLES, 2)).square().mean()
+
+    logger = make_recorder(one_pl)
+    fit(one_pl, make_pair(one_pl, step, 30), [VarianceMonitor(every_n_steps=20)], logger)
+    rows = [(step, found) for step, found in logger.rows if "gradient/variance" in found]
+    # Third steps of both, at or after every twentieth of either.
+    assert [step for step, _ in rows] == [2, 11, 21]
+    assert all(found["gradient/variance"] > 0 for _, found in rows)
 
 
 def test_an_exception_gives_the_manager_its_propagators_back(one_pl: ModuleType) -> None:
@@ -326,6 +499,132 @@ def test_gradients_that_are_not_finite_are_counted(one_pl: ModuleType) -> None:
     assert monitor.last["gradient/snr"] == 0
 
 
+# -- parameters that are not stepped -------------------------------------------------------------
+
+
+def make_agent(
+    pl: ModuleType, order: str, frozen: str | None = None, target: bool = False, rest: str = ""
+) -> Any:
+    """Return a module with a world model and an actor.
+
+    Args:
+        pl: Lightning.
+        order: of what is done in a batch: "m", "a" differentiate the model's loss and the rollout,
+            "M", "A" step the optimizers; "0" clears all gradients. "" for automatic optimization.
+        frozen: how the model is frozen in the rollout, "by hand" or "toggled".
+        target: name the actor as TP's target.
+        rest: "no optimizer" leaves the model without one.
+    """
+
+    class Agent(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = not order
+            torch.manual_seed(0)
+            self.model, self.actor = nn.Linear(4, 2), nn.Linear(2, 2)
+
+        def roll(self) -> Tensor:
+            x = torch.zeros(PARTICLES, 2)
+            options = {"ivw_target": self.actor} if target else {}
+            for _ in range(2):
+                action = self.manager.sample(Normal(self.actor(x), 0.1), **options)
+                mean = self.model(torch.cat([x, action], 1))
+                x = self.manager.sample(Normal(mean, 0.1), **options)
+            return self.manager.loss((x - 1.0).square().sum(1))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+            del batch, batch_idx
+            if frozen == "by hand":
+                self.model.requires_grad_(False)
+            if not order:
+                return self.roll()
+            optimizers = dict(zip("MA", self.optimizers(), strict=True))
+            for action in order:
+                if action == "0":
+                    self.zero_grad()
+                elif action == "m":
+                    self.model.requires_grad_()
+                    self.manual_backward(self.model(torch.randn(8, 4)).square().mean())
+                    self.model.requires_grad_(frozen != "by hand")
+                elif action == "a":
+                    if frozen == "toggled":
+                        self.toggle_optimizer(optimizers["A"])
+                    self.manual_backward(self.roll())
+                    if frozen == "toggled":
+                        self.untoggle_optimizer(optimizers["A"])
+                else:
+                    optimizers[action].step()
+            return None
+
+        def configure_optimizers(self) -> Any:
+            if rest == "no optimizer":
+                return torch.optim.SGD(self.actor.parameters(), lr=0.01)
+            if not order:
+                return torch.optim.SGD(self.parameters(), lr=0.01)
+            return [
+                torch.optim.SGD(part.parameters(), lr=0.01) for part in (self.model, self.actor)
+            ]
+
+        def train_dataloader(self) -> Any:
+            return DataLoader(range(2), batch_size=1)
+
+    return Agent()
+
+
+def hints(pl: ModuleType, module: Any, estimator: str = "TP") -> list[str]:
+    """Return what the monitor says of parameters that are not stepped."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit(pl, module, [PropagationCallback(estimator), VarianceMonitor(every_n_steps=1)])
+    return [str(w.message) for w in said if "not stepped" in str(w.message)]
+
+
+@pytest.fixture
+def _nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variance, "_warned", set())
+
+
+@pytest.mark.usefixtures("_nothing_said_yet")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"order": "0mM0aA"},
+        {"order": "0aA0mM"},
+        {"order": "", "rest": "no optimizer"},
+    ],
+)
+def test_a_world_model_that_is_not_stepped_is_said_once(
+    one_pl: ModuleType, arguments: dict[str, Any]
+) -> None:
+    (hint,) = hints(one_pl, make_agent(one_pl, **arguments))
+    assert "2 of these 4 are not stepped with its gradient: model (2)." in hint
+    assert "requires_grad_(False)" in hint
+
+
+@pytest.mark.usefixtures("_nothing_said_yet")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"order": "0mM0aA", "frozen": "by hand"},
+        {"order": "0mM0aA", "frozen": "toggled"},
+        {"order": "", "rest": "no optimizer", "frozen": "by hand"},
+        {"order": "0mM0aA", "target": True},
+        {"order": "0mM0aA", "estimator": "TPX"},
+        {"order": "0mM0aA", "estimator": "RP"},
+        {"order": ""},
+        {"order": "0maMA"},  # the rollout's gradient steps both
+        {"order": "0amAM"},
+        {"order": "0a"},  # accumulated, or thrown away
+    ],
+)
+def test_nothing_is_said_where_weights_serve_what_is_stepped(
+    one_pl: ModuleType, arguments: dict[str, Any]
+) -> None:
+    estimator = arguments.get("estimator", "TP")
+    given = {name: value for name, value in arguments.items() if name != "estimator"}
+    assert hints(one_pl, make_agent(one_pl, **given), estimator) == []
+
+
 # -- arguments -----------------------------------------------------------------------------------
 
 
@@ -349,6 +648,7 @@ def test_parameters_that_are_not_there(one_pl: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"name": None}, "name must be a string that tags begin with; got None"),
         ({"every_n_steps": 0}, "every_n_steps must be an int of at least 1; got 0"),
         ({"sketches": 1.5}, "sketches must be an int"),
         ({"compare": "RP"}, "compare must be a list"),
@@ -427,6 +727,20 @@ def test_images_show_what_there_is() -> None:
     assert list(front.get_ydata()) == [5.0, 5.0, 5.0]  # five samples where RP is noisier
 
 
+def test_images_say_what_their_rows_are() -> None:
+    values = torch.ones(4, dtype=torch.float64)
+    columns = [
+        Column(step, {"LR": values}, values, rows)
+        for step, rows in enumerate(("sample", "time step", "time step"))
+    ]
+    for count, rows in ((1, "sample"), (3, "time step")):
+        for figure in draw_columns(columns[:count]).values():
+            ax = figure.axes[0]
+            assert ax.get_ylabel() == f"{rows} of the rollout"
+            # One kind of rows only.
+            assert ax.get_xlim() == ((-0.5, 0.5) if count == 1 else (0.5, 2.5))
+
+
 @pytest.mark.parametrize("value", [0.0, math.inf, math.nan])
 def test_images_of_values_without_a_logarithm(value: float) -> None:
     values = torch.full((4,), value, dtype=torch.float64)
@@ -461,6 +775,8 @@ def test_a_checkpoint_holds_the_image(one_pl: ModuleType, tmp_path: Path) -> Non
     other.load_state_dict(callbacks["VarianceMonitor"])
     assert [column.step for column in other._pages.columns] == [0, 2, 4]
     for found, expected in zip(other._pages.columns, monitor._pages.columns, strict=True):
-        torch.testing.assert_close(vars(found), vars(expected), rtol=0, atol=0)
+        found, expected = vars(found), vars(expected)
+        assert found.pop("rows") == expected.pop("rows") == "time step"
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert other.last == monitor.last
     assert other._due == monitor._due == 6
