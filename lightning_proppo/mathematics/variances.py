@@ -5,6 +5,7 @@ P particles; a per-particle gradient is [P, ...].
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,19 +70,32 @@ def inverse_variance_weighting(
             of the same samples are; see :func:`weights_from_variances`.
 
     Returns:
-        The weights k_1 and k_2, which are finite and sum to one. An estimator whose variance is
-        not finite has weight zero; if neither's is, the first has weight one. Two variances of
-        zero give one half each.
+        The weights k_1 and k_2 in the dtype of the gradients, which are finite and sum to one. An
+        estimator whose variance is not finite has weight zero; if neither's is, the first has
+        weight one. Two variances of zero give one half each.
 
     Raises:
-        ValueError: if the shapes differ, or for weights by coordinate of several tensors.
+        ValueError: for what is no gradient; if the shapes differ; for weights by coordinate of
+            several tensors.
     """
     first, second = _as_list(x1), _as_list(x2)
+    k1, k2 = wide_weights(first, second, scalar_estimate, with_covariance)
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in (*first, *second)))
+    return k1.to(dtype), k2.to(dtype)
+
+
+def wide_weights(
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    scalar_estimate: bool = True,
+    with_covariance: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return what :func:`inverse_variance_weighting` does of lists of gradients, in float64."""
     for tensor in (*first, *second):
-        if not isinstance(tensor, Tensor) or tensor.dim() == 0:
+        if not isinstance(tensor, Tensor) or tensor.dim() == 0 or not tensor.is_floating_point():
             raise ValueError(
-                "x1 and x2 must be per-particle gradients [P, ...], or lists of such; got "
-                f"{tensor!r} among them."
+                "x1 and x2 must be per-particle gradients [P, ...], floating point, or lists of "
+                f"such; got {tensor!r} among them."
             )
     shapes = [list(t.shape) for t in first], [list(t.shape) for t in second]
     if shapes[0] != shapes[1] or not first:

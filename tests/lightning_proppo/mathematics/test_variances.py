@@ -62,6 +62,29 @@ def test_the_mean_does_not_count_in_32_bits_either():
         assert float(k1[d]) == pytest.approx(v2 / (v1 + v2), rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("options", [{}, {"scalar_estimate": False}, {"with_covariance": True}])
+def test_weights_have_the_dtype_of_the_gradients(dtype, options):
+    first = torch.tensor([[1.0], [3.0]], dtype=dtype)
+    second = torch.tensor([[8.0], [4.0]], dtype=dtype)
+    for k, expected in zip(
+        inverse_variance_weighting(first, second, **options),
+        # The correlation is -1, and the standard deviations are as 1 to 2.
+        (2 / 3, 1 / 3) if options.get("with_covariance") else (0.8, 0.2),
+        strict=True,
+    ):
+        assert k.dtype == dtype
+        assert k.flatten().tolist() == pytest.approx([expected], rel=torch.finfo(dtype).eps)
+
+
+def test_weights_of_gradients_of_two_dtypes_have_the_wider_one():
+    narrow, wide = torch.tensor([1.0, 3.0]), double(8.0, 4.0)
+    for pair in ((narrow, wide), (wide, narrow)):
+        assert [k.dtype for k in inverse_variance_weighting(*pair)] == [torch.float64] * 2
+    with pytest.raises(ValueError, match="floating point"):
+        inverse_variance_weighting(torch.tensor([1, 3]), wide)
+
+
 def test_weights_by_coordinate_are_those_of_each_coordinate():
     first = torch.randn(9, 2, 3, dtype=torch.float64) * torch.rand(2, 3, dtype=torch.float64)
     second = torch.randn(9, 2, 3, dtype=torch.float64)
