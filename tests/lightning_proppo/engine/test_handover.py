@@ -505,6 +505,38 @@ def test_a_frozen_parameter_gets_no_gradient_and_changes_no_other(name: str) -> 
     assert_same([p.grad for p, _ in kept], [g for _, g in kept])
 
 
+def first_layer(policy: Policy) -> list[Tensor]:
+    return list(policy.net[0].parameters())
+
+
+@pytest.mark.parametrize("frozen", [first_layer, Policy.used], ids=["some", "all"])
+@pytest.mark.parametrize("target", [*NAMES, "TPX", "TP+MESH", "BIW", first_layer, Policy.used])
+def test_a_parameter_frozen_between_the_loss_and_its_backward_counts_as_frozen_before(
+    target: Any, frozen: Callable[[Policy], list[Tensor]]
+) -> None:
+    found = []
+    for early in (True, False):
+        policy = Policy()
+        idle = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        for p in frozen(policy) if early else []:
+            p.requires_grad_(False)
+        propagator = target
+        if not isinstance(target, str):
+            learning = [p for p in target(policy) if p.requires_grad]
+            propagator = TotalProp(ivw_target=learning or "parameters")
+        manager = PropagationManager(propagator)
+        x = roll(manager, lambda x, policy=policy, idle=idle: policy(x + 1e-3 * idle))
+        loss = manager.loss(x, lossfunc=cost)
+        for p in frozen(policy):
+            p.requires_grad_(False)
+        (3 * loss).backward()
+        assert all(p.grad is None for p in frozen(policy))
+        kept = [idle, *(p for p in policy.used() if p.requires_grad)]
+        found.append([p.grad for p in kept if p.grad is not None])
+        assert len(found[-1]) == len(kept)
+    assert_same(*found)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_loss_without_parameters_is_a_number(name: str) -> None:
     policy = Policy().requires_grad_(False)
