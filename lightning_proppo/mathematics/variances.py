@@ -222,7 +222,8 @@ def mix(
 ) -> list[Tensor | None]:
     """Return ``k1 * x1 + k2 * x2`` for each pair of tensors.
 
-    A weight of zero silences values that are not finite; ``None`` counts as zero.
+    A weight of zero silences values that are not finite; ``None`` counts as zero. What is sparse
+    stays so, unless the other of its pair is not.
     """
     of_dtype: dict[torch.dtype, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
     mixed: list[Tensor | None] = []
@@ -231,6 +232,12 @@ def mix(
         if some is None:
             mixed.append(None)
             continue
+        sparse = [x.layout == torch.sparse_coo for x in (a, b) if x is not None]
+        if all(sparse):
+            mixed.append(_mix_sparse([(k, x) for k, x in ((k1, a), (k2, b)) if x is not None]))
+            continue
+        if any(sparse):
+            a, b = (None if x is None else x.to_dense() for x in (a, b))
         if some.dtype not in of_dtype:
             of_a, of_b = k1.to(some.dtype), k2.to(some.dtype)
             # A weight that vanishes in this precision would make NaN of an infinity.
@@ -244,3 +251,14 @@ def mix(
             heard_a, heard_b = torch.where(none1, b, a), torch.where(none2, a, b)
             mixed.append(heard_b.mul_(of_b).addcmul_(heard_a, of_a))
     return mixed
+
+
+def _mix_sparse(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the sum of ``k * x`` over the parts, whose x are sparse; see :func:`scaled`."""
+    # Not coalesced, which would wait for the device.
+    return torch.sparse_coo_tensor(
+        torch.cat([x._indices() for _, x in parts], 1),
+        torch.cat([scaled(k, x._values()) for k, x in parts]),
+        parts[0][1].shape,
+        check_invariants=False,
+    )

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
+from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from lightning_proppo import PropagationCallback, PropagationError, PropagationManager
@@ -296,22 +297,48 @@ def test_attached_rp_passes_once_over_its_graph_whatever_the_number_of_costs() -
     assert calls == list(reversed(range(20)))
 
 
-def test_gradients_that_are_sparse_stay_so() -> None:
+SPARSE: dict[str, Callable[[bool], Callable[[nn.Parameter, Tensor], Tensor]]] = {
+    "embedding": lambda sparse: lambda w, rows: functional.embedding(rows, w, sparse=sparse),
+    "scaled": lambda sparse: lambda w, rows: functional.embedding(rows, 2 * w, sparse=sparse),
+    "bag, one by one": lambda sparse: (
+        lambda w, rows: functional.embedding_bag(rows[:, None], w, sparse=sparse, mode="sum")
+    ),
+    "gather, one by one": lambda sparse: (
+        lambda w, rows: w.gather(0, rows[:, None].expand(-1, 2), sparse_grad=sparse)
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:there is no rule for per-particle gradients")
+@pytest.mark.parametrize("kind", SPARSE)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in ["LR", "GR", "GS", "TP", "TPX", "TP+MESH"]),
+        ("TP", {"weighting": "covariance"}),
+        ("TP", {"weighting": "cross-fitted"}),
+        ("TP", {"k_interval": 2}),
+    ],
+)
+def test_gradients_that_are_sparse_stay_so(name: str, options: Any, kind: str) -> None:
     found = []
+    rows = torch.arange(PARTICLES) % 3
     for sparse in (False, True):
-        table = nn.Embedding(4, 2, sparse=sparse).double()
-        nn.init.ones_(table.weight)
-        manager = PropagationManager("LR")
+        look_up = SPARSE[kind](sparse)
+        table = nn.Parameter(torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2))
+        scale = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+        manager = PropagationManager(name, **options)
         torch.manual_seed(SEED)
         x = torch.zeros(PARTICLES, 2, dtype=torch.float64)
-        for row in (1, 2, 1):
-            x = manager.sample(Normal(x + table(torch.full((PARTICLES,), row)), 0.1))
+        for step in range(3):
+            loc = x + look_up(table, (rows + step) % 3)
+            x = manager.sample(Normal(loc, scale.expand_as(loc)))
         (3 * manager.loss(cost(x))).backward()
-        gradient = table.weight.grad
+        gradient = table.grad
         assert gradient is not None
         assert gradient.is_sparse == sparse
-        found.append(gradient.to_dense() if sparse else gradient)
-    assert_same(found[:1], found[1:])
+        found.append([gradient.to_dense() if sparse else gradient, scale.grad])
+    assert_same(*found)
 
 
 # -- several rollouts, several terms -------------------------------------------------------------

@@ -220,6 +220,28 @@ def test_a_weight_of_zero_silences_what_is_not_finite(bad):
     assert torch.equal(scaled(double(2.0)[0], b), 2 * b)
 
 
+def test_mixtures_of_sparse_gradients_are_sparse_and_those_of_dense_ones():
+    dense = double(0.0, 1.0, 2.0, 0.0)[:, None], double(0.0, 4.0, 0.0, 3.0)[:, None]
+    a, b = (x.to_sparse(1) for x in dense)
+    k1, k2 = double(0.25)[0], double(0.75)[0]
+    pairs = [(a, a, None, a, dense[0]), (b, None, b, dense[1], b)]
+    mixed = mix(k1, pairs[0], k2, pairs[1])
+    assert [x.is_sparse for x in mixed] == [True, True, True, False, False]
+    expected = 0.25 * dense[0] + 0.75 * dense[1]
+    for found, of_pair in zip(
+        mixed, [expected, 0.25 * dense[0], 0.75 * dense[1], expected, expected], strict=True
+    ):
+        assert torch.equal(found.to_dense(), of_pair)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_weight_of_zero_silences_what_is_not_finite_in_sparse_gradients(bad):
+    a, b = (x[:, None].to_sparse(1) for x in (double(bad, 1.0, 0.0), double(2.0, 0.0, 3.0)))
+    zero, one = double(0.0)[0], double(1.0)[0]
+    assert torch.equal(mix(zero, [a], one, [b])[0].to_dense(), b.to_dense())
+    assert torch.equal(mix(one, [b], zero, [a])[0].to_dense(), b.to_dense())
+
+
 def test_a_mixture_keeps_the_dtype_of_the_gradients():
     a = torch.ones(2)
     assert mix(double(0.5)[0], [a], double(0.5)[0], [a])[0].dtype == torch.float32
