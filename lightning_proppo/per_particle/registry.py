@@ -26,6 +26,7 @@ from lightning_proppo.per_particle.layouts import (
     particles_first,
     sum_to_operand,
 )
+from lightning_proppo.per_particle.saved import reading
 
 Key = str | type
 
@@ -85,7 +86,7 @@ class Entry(NamedTuple):
     """Where an operand that all particles share enters a function of the graph.
 
     Attributes:
-        function: the autograd function, with its saved tensors.
+        function: the autograd function with its saved values, as :class:`~.saved.ReadOnce`.
         slot: which operand.
         operand: its shape.
         layout: where the result holds its particles.
@@ -151,7 +152,9 @@ def key_of(function: Any) -> Key:
 
 def settings_of(function: Any, names: Sequence[str]) -> tuple[Any, ...]:
     """Read saved values, in a form that compares equal for equal structure."""
-    return tuple(_plain(getattr(function, f"_saved_{name}", None)) for name in names)
+    return reading(
+        lambda: tuple([_plain(getattr(function, f"_saved_{name}", None)) for name in names])
+    )
 
 
 def _plain(value: Any) -> Any:
