@@ -64,6 +64,12 @@ def is_cut(leaf: Tensor) -> bool:
     return hasattr(leaf, _CUT_MARK)
 
 
+def has_hooks(leaf: Tensor) -> bool:
+    """Return whether a user has registered hooks on a cut."""
+    after = leaf._post_accumulate_grad_hooks  # our own among them
+    return bool(leaf._backward_hooks) or (after is not None and len(after) > 1)
+
+
 def tape_of(leaf: Tensor) -> Any:
     """Return the tape of a cut."""
     return getattr(leaf, _CUT_MARK, None)

@@ -614,6 +614,114 @@ def test_a_hook_may_change_the_gradient(name: str) -> None:
     assert_same(gradients(policy), [2 * g for g in reference(name)])
 
 
+# -- hooks on samples ----------------------------------------------------------------------------
+
+
+def samples_and_gradients(
+    propagator: Any, prepare: Callable[[Tensor], Any], factor: float = 3.0, way: str = "loss"
+) -> tuple[list[Tensor | None], list[Tensor]]:
+    """Return samples' ``.grad``, and parameters' gradients; ``prepare`` gets the third sample."""
+    policy = Policy()
+    manager = PropagationManager(propagator)
+    torch.manual_seed(SEED)
+    x = start()
+    samples: list[Tensor] = []
+    for step in range(HORIZON):
+        x = manager.sample(policy(x))
+        x.retain_grad()
+        samples.append(x)
+        if step == 2:
+            prepare(x)
+        manager.append_loss(x, lossfunc=cost)  # the cost and the next sample reach it
+    if way == "manager":
+        manager.backward()
+    else:
+        loss = factor * manager.loss()
+        loss.backward(retain_graph=way == "twice")
+        if way == "twice":
+            loss.backward()
+    return [sample.grad for sample in samples], gradients(policy)
+
+
+def clip(gradient: Tensor) -> Tensor:
+    return gradient.clamp(-0.01, 0.01)
+
+
+@pytest.mark.parametrize("factor", [3.0, 0.0])
+def test_a_sample_s_hook_sees_and_changes_what_it_does_in_plain_pytorch(factor: float) -> None:
+    found = []
+    for propagator in ("RP", RPProp()):
+        seen: list[Tensor] = []
+
+        def prepare(x: Tensor, seen: list[Tensor] = seen) -> None:
+            x.register_hook(lambda gradient: seen.append(gradient.clone()))
+            x.register_hook(clip)
+            x.register_hook(lambda gradient: seen.append(gradient.clone()))
+
+        samples, parameters = samples_and_gradients(propagator, prepare, factor)
+        assert len(seen) == 2
+        assert torch.equal(clip(seen[0]), seen[1])
+        assert torch.equal(seen[0], seen[1]) == (factor == 0)
+        found.append([*seen, *samples, *parameters])
+    for plain, ours in zip(*found, strict=True):
+        assert (plain - ours).norm() <= ROUNDING * plain.norm()
+
+
+@pytest.mark.parametrize("way", ["loss", "manager", "twice"])
+@pytest.mark.parametrize("name", ["TP", "TPX", "TP+MESH", "GR"])
+def test_a_sample_s_hook_is_called_once_a_pass_with_its_whole_cotangent(
+    name: str, way: str
+) -> None:
+    seen: list[Tensor] = []
+    passes = 2 if way == "twice" else 1
+    plain, expected = samples_and_gradients(name, lambda x: None, way=way)
+    found, same = samples_and_gradients(
+        name, lambda x: x.register_hook(lambda gradient: seen.append(gradient.clone())), way=way
+    )
+    assert len(seen) == passes
+    assert plain[2] is not None
+    assert_same([passes * gradient for gradient in seen], [plain[2]] * passes)
+    assert_same([found[2]], [plain[2]])
+    assert_same(same, expected)
+
+
+@pytest.mark.parametrize("name", ["RP", "TP", "TPX", "TP+MESH", "GR"])
+def test_a_sample_whose_hook_returns_zeros_passes_nothing_on(name: str) -> None:
+    samples, _ = samples_and_gradients(
+        name, lambda x: x.register_hook(lambda gradient: torch.zeros_like(gradient))
+    )
+    assert samples[2] is not None
+    assert not samples[2].any()
+    if name in ("RP", "GR"):  # nothing but cotangents goes further back
+        alone, _ = samples_and_gradients(name, lambda x: None)
+        assert not any(torch.equal(a, b) for a, b in zip(samples[:2], alone[:2], strict=True))
+
+
+def test_a_hook_after_accumulation_is_called_with_the_sample() -> None:
+    seen: list[Tensor] = []
+    samples, _ = samples_and_gradients(
+        "TP", lambda x: x.register_post_accumulate_grad_hook(lambda x: seen.append(x.grad))
+    )
+    assert_same(seen, [samples[2]])
+
+
+def test_a_hook_that_was_removed_is_not_called() -> None:
+    seen: list[Tensor] = []
+    samples_and_gradients("TP", lambda x: x.register_hook(seen.append).remove())
+    assert not seen
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_samples_keep_the_gradients_that_retain_grad_keeps(passes: int) -> None:
+    way = "twice" if passes == 2 else "loss"
+    plain, _ = samples_and_gradients("RP", lambda x: None, way=way)
+    ours, _ = samples_and_gradients(RPProp(), lambda x: None, way=way)
+    assert_same(ours, plain)
+
+
+# -- what is reached in the backward pass --------------------------------------------------------
+
+
 def test_a_parameter_whose_samples_cost_nothing_has_no_gradient() -> None:
     theta, idle = (torch.ones(1, dtype=torch.float64, requires_grad=True) for _ in range(2))
     manager = PropagationManager("LR")
