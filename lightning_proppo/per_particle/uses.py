@@ -374,7 +374,7 @@ def find_parameter_uses(
         parameters: leaf tensors without a particle axis.
         particles: P.
     """
-    graph = read_graph(outputs, parameters)
+    graph = read_graph(outputs, parameters, particles)
     if not parameters or particles == 1:
         return ParameterUses(particles, list(parameters), graph, Plan())
     plan = make_plan(graph.operations, graph.roots, particles)
