@@ -10,6 +10,11 @@ import difflib
 import sys
 from collections.abc import Iterable
 
+# What to do where statistics of particles need several.
+MORE_PARTICLES = (
+    "Use more particles; where only the last batch is too small, give the DataLoader drop_last=True"
+)
+
 
 class PropagationError(RuntimeError):
     """A manager, tape or propagator was used in an order that cannot give a right gradient."""
