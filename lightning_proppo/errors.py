@@ -27,7 +27,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add a line to what an error says. Python 3.10 knows no notes: there the message gets it."""
+    """Add a line, once, to what an error says. Python 3.10 knows no notes: the message gets it."""
+    if note in getattr(error, "__notes__", ()) or note in str(error):
+        return
     if sys.version_info >= (3, 11):
         error.add_note(note)
     else:

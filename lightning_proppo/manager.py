@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 from lightning_proppo.containers import MARKS, Container, Message, Node
 from lightning_proppo.engine.backward_pass import active_pass
 from lightning_proppo.engine.costs import RolloutCosts, mean_cost
+from lightning_proppo.engine.cuts import explain_change_in_place
 from lightning_proppo.engine.handover import ClosedTape, hand_over
 from lightning_proppo.engine.tape import Tape
 from lightning_proppo.errors import PropagationError, did_you_mean
@@ -159,8 +160,9 @@ class PropagationManager:
         self._forget_rollout()
         try:
             yield self
-        except BaseException:
+        except BaseException as error:
             self._forget_rollout()
+            explain_change_in_place(error)
             raise
 
     def add_propagator(self, name: str, propagator: Propagator) -> None:
@@ -221,6 +223,7 @@ class PropagationManager:
         except BaseException as error:
             self._end_by_error()
             _refuse_transforms(error)
+            explain_change_in_place(error)
             raise
         self._next[recording] = tape.next_propagator
         output = None if node.held is MARKS else node.get("output")

@@ -17,6 +17,7 @@ from lightning_proppo.callbacks.strategies import (
     refuse_static_accumulation,
     refuse_strategy,
 )
+from lightning_proppo.engine.cuts import explain_change_in_place
 from lightning_proppo.errors import PropagationError
 from lightning_proppo.generators import restore
 from lightning_proppo.installed_lightning import pl, rank_zero_warn
@@ -231,6 +232,7 @@ class PropagationCallback(pl.Callback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Clear the tape; on several ranks, leave before anything waits for the others."""
         self._noise.leave()
+        explain_change_in_place(exception)
         manager = getattr(pl_module, self.attribute, None)
         if isinstance(manager, PropagationManager):
             manager.reset()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_proppo.errors import PropagationError
+from lightning_proppo.errors import PropagationError, add_note
 
 # Set on a cut: the tape that made it (None until the tape has registered its node).
 _CUT_MARK = "_proppo_tape"
@@ -57,6 +57,20 @@ def _refuse_stray_gradient(leaf: Tensor) -> None:
         "to the costs (append_loss, one value for each particle), or detach() the sample where "
         "no gradient through it is wanted."
     )
+
+
+def explain_change_in_place(error: BaseException) -> None:
+    """Add to PyTorch's refusal to change a leaf in place that samples are such leaves.
+
+    A sample of a class of its own could say so itself, but no compiled function takes one.
+    """
+    if isinstance(error, RuntimeError) and "leaf Variable that requires grad" in str(error):
+        add_note(
+            error,
+            "A sample of a rollout (what manager.sample returns) is such a leaf: its gradient is "
+            "that of the values which were drawn. Write x = x + 1 in the place of x += 1, "
+            "x = x.clamp(...) in that of x.clamp_(...), and x = x.clone() before x[...] = ...",
+        )
 
 
 def is_cut(leaf: Tensor) -> bool:

@@ -106,8 +106,10 @@ class ClosedTape:
             if "modified by an inplace operation" in str(error):
                 add_note(
                     error,
-                    "The tape may hold nodes of an earlier, abandoned rollout whose parameters "
-                    "have been updated since; call manager.reset() after abandoning a rollout.",
+                    "A sample may have been changed in place (write x = x + 1 in the place of "
+                    "x += 1). Or the tape may hold nodes of an earlier, abandoned rollout whose "
+                    "parameters have been updated since; call manager.reset() after abandoning a "
+                    "rollout.",
                 )
             self.release(_FAILED)
             raise
