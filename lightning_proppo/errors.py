@@ -10,6 +10,11 @@ import difflib
 import sys
 from collections.abc import Iterable
 
+# What to do where statistics of particles need several.
+MORE_PARTICLES = (
+    "Use more particles; where only the last batch is too small, give the DataLoader drop_last=True"
+)
+
 
 class PropagationError(RuntimeError):
     """A manager, tape or propagator was used in an order that cannot give a right gradient."""
@@ -22,7 +27,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add a line to what an error says. Python 3.10 knows no notes: there the message gets it."""
+    """Add a line, once, to what an error says. Python 3.10 knows no notes: the message gets it."""
+    if note in getattr(error, "__notes__", ()) or note in str(error):
+        return
     if sys.version_info >= (3, 11):
         error.add_note(note)
     else:

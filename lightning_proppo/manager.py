@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from lightning_proppo.containers import MARKS, Container, Message, Node
 from lightning_proppo.disagreement import DisagreementMemory
 from lightning_proppo.engine.backward_pass import active_pass
 from lightning_proppo.engine.costs import RolloutCosts, mean_cost
+from lightning_proppo.engine.cuts import explain_change_in_place
 from lightning_proppo.engine.handover import ClosedTape, hand_over
 from lightning_proppo.engine.tape import Tape
 from lightning_proppo.errors import PropagationError, did_you_mean
@@ -26,6 +28,7 @@ from lightning_proppo.propagators import (
 from lightning_proppo.ranks import ALONE, activate_ranks, all_ranks
 
 _TERMINAL: Any = object()
+_TRANSFORM = re.compile("functorch|vmap")  # in PyTorch's messages
 
 
 class PropagationManager:
@@ -162,8 +165,9 @@ class PropagationManager:
         self._forget_rollout()
         try:
             yield self
-        except BaseException:
+        except BaseException as error:
             self._forget_rollout()
+            explain_change_in_place(error)
             raise
 
     def add_propagator(self, name: str, propagator: Propagator) -> None:
@@ -221,8 +225,10 @@ class PropagationManager:
             else:
                 with activate_ranks(tape.ranks):
                     node = tape.record(x, propagator, kwargs, force_targets, recording)
-        except BaseException:
+        except BaseException as error:
             self._end_by_error()
+            _refuse_transforms(error)
+            explain_change_in_place(error)
             raise
         self._next[recording] = tape.next_propagator
         output = None if node.held is MARKS else node.get("output")
@@ -253,8 +259,9 @@ class PropagationManager:
         if not kwargs and self._next[True] is None and torch.is_grad_enabled():
             try:
                 sample = self.default_propagator.attached(dist)
-            except BaseException:
+            except BaseException as error:
                 self._end_by_error()
+                _refuse_transforms(error)
                 raise
             if sample is not None:
                 self._open_tape().calls += 1
@@ -313,7 +320,7 @@ class PropagationManager:
         Raises:
             PropagationError: if nothing was recorded since the last loss; if there are no costs;
                 if the estimator needs the costs' gradient and they have none; if the costs depend
-                on another rollout's samples.
+                on another rollout's samples; inside a transform of ``torch.func``.
             ValueError: if a cost is not finite. (An evaluation, without grad, has its NaN.)
         """
         if not torch.is_grad_enabled():
@@ -331,6 +338,9 @@ class PropagationManager:
         try:
             value = self._total_cost("loss", costs, kwargs)
             closed = None if self._is_plain() else ClosedTape(self._tape, "loss")
+        except RuntimeError as error:
+            _refuse_transforms(error)
+            raise
         finally:
             self._forget_rollout()
         self.last_cost = value.detach()
@@ -343,8 +353,13 @@ class PropagationManager:
 
         # Without parameters there is nothing to differentiate, and no pass will ever come.
         if closed is not None:
+            try:
+                handed = hand_over(closed, report, self.last_cost)
+            except RuntimeError as error:
+                _refuse_transforms(error)
+                raise
             self.undifferentiated += bool(closed.parameters)
-            return hand_over(closed, report, self.last_cost)
+            return handed
         if value.requires_grad:
             self.undifferentiated += 1
             value.register_hook(_OnFirstCall(report))
@@ -533,6 +548,23 @@ def _check_samples(propagator: Propagator) -> None:
             f"{type(propagator).__name__} draws no samples from a dist; make the manager with an "
             f"estimator ({', '.join(estimator_names())}), or pass local_propagator."
         )
+
+
+def _refuse_transforms(error: BaseException) -> None:
+    """Raise if an error comes of a transform of ``torch.func`` around a rollout.
+
+    Raises:
+        PropagationError: naming what to call.
+    """
+    # Known only afterwards: what is left to PyTorch may be transformed.
+    transformed = torch._C._are_functorch_transforms_active()
+    if transformed and isinstance(error, RuntimeError) and _TRANSFORM.search(str(error)):
+        raise PropagationError(
+            "a rollout cannot be transformed by torch.func (grad, vmap, jacrev, ...): its gradient "
+            "is what propagators compute, not what these derive. Call loss.backward() or "
+            "torch.autograd.grad(loss, parameters) outside of them; make several rollouts the "
+            "particles of one."
+        ) from error
 
 
 def _container(message: Container | dict[str, Any] | None) -> Container | None:

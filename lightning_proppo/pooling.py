@@ -15,9 +15,9 @@ from lightning_proppo.mathematics.gaussians import combine_gaussians, fit_gaussi
 from lightning_proppo.mathematics.precision import full_precision
 from lightning_proppo.mathematics.variances import (
     deviation_products,
-    inverse_variance_weighting,
     not_negative,
     weights_from_variances,
+    wide_weights,
 )
 from lightning_proppo.ranks import ALONE, Ranks, sum_together
 
@@ -89,12 +89,11 @@ def pooled_weights(
 ) -> tuple[Tensor, Tensor]:
     """Weigh two estimators by inverse variance over all ranks' particles.
 
-    Arguments, returned weights and errors are those of
-    :func:`~lightning_proppo.mathematics.variances.inverse_variance_weighting`, whose gradients are
-    a rank's own.
+    Arguments and returned weights are those of
+    :func:`~lightning_proppo.mathematics.variances.wide_weights`, whose gradients are a rank's own.
     """
     if ranks.size == 1:
-        return inverse_variance_weighting(first, second, scalar_estimate, with_covariance)
+        return wide_weights(first, second, scalar_estimate, with_covariance)
     particles = first[0].shape[0]
     pairs = [(first, first), (second, second)] + ([(first, second)] if with_covariance else [])
     within = [deviation_products(a, b, scalar_estimate) for a, b in pairs]

@@ -17,9 +17,10 @@ from lightning_proppo.callbacks.strategies import (
     refuse_static_accumulation,
     refuse_strategy,
 )
+from lightning_proppo.engine.cuts import explain_change_in_place
 from lightning_proppo.errors import PropagationError
 from lightning_proppo.generators import restore
-from lightning_proppo.installed_lightning import pl
+from lightning_proppo.installed_lightning import pl, rank_zero_warn
 from lightning_proppo.manager import PropagationManager
 from lightning_proppo.propagators import Propagator
 
@@ -46,7 +47,8 @@ class PropagationCallback(pl.Callback):
     - With several ranks, baselines, weights and fitted Gaussians are made of the particles of all
       (``sync``).
     - A rank that fails tells why and ends, and does not leave the others waiting.
-    - A ``training_step`` whose rollout would be lost without a word is an error.
+    - A ``training_step`` whose rollout would be lost without a word is an error; with manual
+      optimization a loss that was not differentiated is a warning.
     - The module's loggers get ``propagation/cost`` and, with TP, ``propagation/lr_weight``, the
       mean weight given to LR.
 
@@ -95,6 +97,7 @@ class PropagationCallback(pl.Callback):
         self._noise = NoiseStream()
         self._logs = KeptLogs()
         self._displaced: PropagationManager | None = None
+        self._has_warned = False
         # Made at once, so that a misspelt name is an error where it was written.
         self._manager = self._make_manager()
 
@@ -237,6 +240,7 @@ class PropagationCallback(pl.Callback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Clear the tape; on several ranks, leave before anything waits for the others."""
         self._noise.leave()
+        explain_change_in_place(exception)
         manager = getattr(pl_module, self.attribute, None)
         if isinstance(manager, PropagationManager):
             manager.reset()
@@ -283,14 +287,24 @@ class PropagationCallback(pl.Callback):
                 f"self.{self.attribute}.loss(...), so their gradient would be lost. Return it "
                 "(or a sum with it); draw samples that need no gradient under torch.no_grad()."
             )
-        if no_more_to_come and manager.undifferentiated and pl_module.automatic_optimization:
-            count = manager.undifferentiated
-            manager.reset()
+        if not no_more_to_come or not manager.undifferentiated:
+            return
+        count = manager.undifferentiated
+        manager.reset()
+        if pl_module.automatic_optimization:
             raise PropagationError(
                 f"{name} called self.{self.attribute}.loss(...), but {count} of the losses that "
                 "it made had no part in what it returned and were never differentiated. Return "
                 "the loss itself (or a sum of all of them), not its item() or detach(). To skip "
                 f"a batch on purpose, call self.{self.attribute}.reset() and return None."
+            )
+        if not self._has_warned:
+            self._has_warned = True
+            rank_zero_warn(
+                f"{name} called self.{self.attribute}.loss(...), but {count} of the losses that it "
+                "made were not differentiated in their batch. Call self.manual_backward(loss); "
+                "compute costs that need no gradient under torch.no_grad(); where it is on "
+                f"purpose, call self.{self.attribute}.reset()."
             )
 
     def _log(self, pl_module: Any) -> None:

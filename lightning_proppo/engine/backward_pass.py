@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 
+import torch
 from torch import Tensor
 
 from lightning_proppo.disagreement import Look
@@ -21,6 +22,8 @@ class BackwardPass:
         defer: pull everything back together, in :meth:`finish`. Right where no cut waits for its
             cotangent, and there as fast as plain back-propagation: costs at each of H steps that
             share one graph would otherwise take H passes over it.
+        hooked: cuts with hooks of the user's, by ``id`` of the node that made them.
+        incoming: the gradient [] of the rollout's loss; None: one.
 
     Attributes:
         gradients: the gradients that arrived at parameters, by ``id`` of the parameter.
@@ -29,10 +32,17 @@ class BackwardPass:
     """
 
     def __init__(
-        self, index: LeafIndex | None = None, defer: bool = False, look: Look | None = None
+        self,
+        index: LeafIndex | None = None,
+        defer: bool = False,
+        hooked: Mapping[int, Sequence[Tensor]] | None = None,
+        incoming: Tensor | None = None,
+        look: Look | None = None,
     ) -> None:
         self.look = look
         self.index = index if index is not None else LeafIndex()
+        self.hooked = {} if hooked is None else hooked
+        self.incoming = incoming
         self._deferred: list[tuple[Tensor, Tensor]] | None = [] if defer else None
         self.gradients: dict[int, Tensor] = {}
         self.parameters: dict[int, Tensor] = {}
@@ -84,6 +94,23 @@ class BackwardPass:
         else:
             self.parameters[key] = leaf
             self.gradients[key] = gradient
+
+    def run_hooks(self, node: object) -> None:
+        """Run the user's hooks on the cuts of a node whose turn it is: their cotangents are whole.
+
+        As in PyTorch, a hook sees the gradient of what ``backward`` was called on, and what it
+        returns takes the gradient's place.
+        """
+        for leaf in self.hooked.get(id(node), ()):
+            total = leaf.grad
+            if total is None:
+                continue
+            del leaf.grad
+            scale = total.new_ones(()) if self.incoming is None else self.incoming.to(total)
+            torch.autograd.backward([leaf], [total * scale])
+            if leaf.grad is not None:
+                # The pass is that of the loss itself; where that counts for nothing, so does this.
+                leaf.grad = torch.where(scale == 0, 0.0, leaf.grad / scale)
 
     def note(self, name: str, value: Tensor) -> None:
         """Keep a detached value under ``name``, for logging."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_proppo.errors import PropagationError
+from lightning_proppo.errors import PropagationError, add_note
 
 # Set on a cut: the tape that made it (None until the tape has registered its node).
 _CUT_MARK = "_proppo_tape"
@@ -59,9 +59,29 @@ def _refuse_stray_gradient(leaf: Tensor) -> None:
     )
 
 
+def explain_change_in_place(error: BaseException) -> None:
+    """Add to PyTorch's refusal to change a leaf in place that samples are such leaves.
+
+    A sample of a class of its own could say so itself, but no compiled function takes one.
+    """
+    if isinstance(error, RuntimeError) and "leaf Variable that requires grad" in str(error):
+        add_note(
+            error,
+            "A sample of a rollout (what manager.sample returns) is such a leaf: its gradient is "
+            "that of the values which were drawn. Write x = x + 1 in the place of x += 1, "
+            "x = x.clamp(...) in that of x.clamp_(...), and x = x.clone() before x[...] = ...",
+        )
+
+
 def is_cut(leaf: Tensor) -> bool:
     """Return whether ``leaf`` was made by a node (and is not a parameter)."""
     return hasattr(leaf, _CUT_MARK)
+
+
+def has_hooks(leaf: Tensor) -> bool:
+    """Return whether a user has registered hooks on a cut."""
+    after = leaf._post_accumulate_grad_hooks  # our own among them
+    return bool(leaf._backward_hooks) or (after is not None and len(after) > 1)
 
 
 def tape_of(leaf: Tensor) -> Any:

@@ -61,7 +61,10 @@ class LeafIndex:
         return leaves
 
     def leaves(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the leaves of ``tensors``, each once."""
+        """Return the leaves of ``tensors`` that require a gradient, each once.
+
+        A parameter that has been frozen since the graph was made is left out, as PyTorch does.
+        """
         found: dict[int, Tensor] = {}
         for tensor in tensors:
             if tensor.grad_fn is None:
@@ -69,7 +72,8 @@ class LeafIndex:
             else:
                 known = self._leaves.get(tensor.grad_fn) or self.add([tensor])
             for leaf in known:
-                found[id(leaf)] = leaf
+                if leaf.requires_grad:
+                    found[id(leaf)] = leaf
         return list(found.values())
 
     def clear(self) -> None:

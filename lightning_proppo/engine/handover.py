@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeAlias
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_proppo.containers import Message
 from lightning_proppo.engine.backward_pass import BackwardPass, activate
-from lightning_proppo.engine.cuts import tape_of
+from lightning_proppo.engine.cuts import has_hooks, tape_of
 from lightning_proppo.engine.tape import Tape
 from lightning_proppo.errors import PropagationError, add_note
 from lightning_proppo.mathematics.precision import full_precision
@@ -66,25 +66,30 @@ class ClosedTape:
         self._released: str | None = None
 
     def gradients(
-        self, keep: bool, message: Any = None
+        self, keep: bool, message: Any = None, incoming: Tensor | None = None
     ) -> tuple[list[Tensor | None], Message, dict[str, list[Tensor]]]:
         """Run the propagators backward.
 
         Args:
             keep: keep the tape for another pass.
             message: put into the last node's mailbox.
+            incoming: the gradient [] of the rollout's loss, for hooks and ``.grad`` of samples;
+                None: one.
 
         Returns:
-            A gradient for each parameter (None where none arrived), the messages that left the
-            tape, and what propagators noted.
+            A gradient of the loss for each parameter (None where none arrived), the messages that
+            left the tape, and what propagators noted.
 
         Raises:
             PropagationError: if the tape has been released by an earlier pass.
         """
         if self._released is not None:
             raise PropagationError(self._released)
-        for leaf in self._cuts:
+        cuts = self._cuts
+        earlier = [leaf.grad for leaf in cuts]
+        for leaf in cuts:
             leaf.grad = None
+        hooked = self.tape.makers([leaf for leaf in cuts if has_hooks(leaf)])
         self.tape.keep = keep
         memory = self.tape.memory
         look = None if memory is None else memory.begin()
@@ -94,7 +99,9 @@ class ClosedTape:
             # must not be cast where backward is called under autocast (manual optimization).
             with (
                 full_precision(self.parameters[0]) if self.parameters else nullcontext(),
-                activate(BackwardPass(self.tape.index, not self._cuts, look)) as running,
+                activate(
+                    BackwardPass(self.tape.index, not cuts, hooked, incoming, look)
+                ) as running,
                 activate_ranks(self.tape.ranks),
             ):
                 remaining = self.tape.run("backward", message)
@@ -105,8 +112,10 @@ class ClosedTape:
             if "modified by an inplace operation" in str(error):
                 add_note(
                     error,
-                    "The tape may hold nodes of an earlier, abandoned rollout whose parameters "
-                    "have been updated since; call manager.reset() after abandoning a rollout.",
+                    "A sample may have been changed in place (write x = x + 1 in the place of "
+                    "x += 1). Or the tape may hold nodes of an earlier, abandoned rollout whose "
+                    "parameters have been updated since; call manager.reset() after abandoning a "
+                    "rollout.",
                 )
             self.release(_FAILED)
             raise
@@ -114,6 +123,7 @@ class ClosedTape:
             self.release(_FAILED)
             raise
         self.differentiated = True
+        _add_up(cuts, earlier, incoming)
         known = {id(parameter) for parameter in self.parameters}
         late = [p for key, p in running.parameters.items() if key not in known]
         if late and not self.takes_more:
@@ -137,6 +147,17 @@ class ClosedTape:
         self._released = reason
         self._cuts = []
         self.tape.index.clear()
+
+
+def _add_up(
+    cuts: Sequence[Tensor], earlier: Sequence[Tensor | None], incoming: Tensor | None
+) -> None:
+    """Leave in cuts' ``.grad`` what ``retain_grad`` would in those of a plain graph."""
+    for leaf, before in zip(cuts, earlier, strict=True):
+        if leaf.grad is not None and incoming is not None:
+            leaf.grad = leaf.grad * incoming.to(leaf.grad)
+        if before is not None:
+            leaf.grad = before if leaf.grad is None else before + leaf.grad
 
 
 def hand_over(closed: ClosedTape, report: Report, value: Tensor) -> Tensor:
@@ -170,10 +191,10 @@ class HandOver(torch.autograd.Function):
         """Run the pass and scale its gradients by the incoming one."""
         twice = torch.is_grad_enabled()  # backward was given create_graph=True
         first = not ctx.closed.differentiated
-        with torch.enable_grad():
-            found, _, statistics = ctx.closed.gradients(keep=_graph_is_kept())
-        ctx.report(statistics, first)
         incoming = incoming.detach()
+        with torch.enable_grad():
+            found, _, statistics = ctx.closed.gradients(_graph_is_kept(), incoming=incoming)
+        ctx.report(statistics, first)
         scaled = [
             None if gradient is None else gradient * incoming.to(gradient) for gradient in found
         ]

@@ -6,7 +6,7 @@ It knows neither Lightning nor which propagators exist.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -252,6 +252,17 @@ class Tape:
                 inner.index = self.index
                 yield from inner._full_nodes()
             yield node
+
+    def makers(self, cuts: Sequence[Tensor]) -> dict[int, list[Tensor]]:
+        """Return cuts by ``id`` of the node that made them, which is the first to hold them."""
+        wanted = {id(leaf) for leaf in cuts}
+        made: dict[int, list[Tensor]] = {}
+        for node in self._full_nodes() if wanted else ():
+            for tensor in _tensors_of(node):
+                if id(tensor) in wanted:
+                    wanted.remove(id(tensor))
+                    made.setdefault(id(node), []).append(tensor)
+        return made
 
     def release(self) -> None:
         """Let go of all nodes and of the graph that they hold."""

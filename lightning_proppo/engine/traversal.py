@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_proppo.containers import MARKS, Container, Message, Node, as_message
+from lightning_proppo.engine.backward_pass import active_pass
 from lightning_proppo.errors import PropagationError
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Traversal:
             if not nodes:
                 return message if isinstance(message, Message) else Message(container=message)
             self._begin_with(message)
+        running = active_pass() if self.kind == "backward" else None
+        run_hooks = running.run_hooks if running is not None and running.hooked else None
         current: Propagator | None = None
         activation: Activation = None
         for i in range(len(nodes) - 1, -1, -1) if self.reverse else range(len(nodes)):
@@ -63,6 +66,8 @@ class Traversal:
                 raise PropagationError(f"node {i} of the tape has no propagator.")
             if propagator is not current:
                 current, activation = propagator, self._activation_of(propagator)
+            if run_hooks is not None:
+                run_hooks(node)
             if activation is not None or node.held is not MARKS or node.mail is not None:
                 self._activate(i, node, activation)
             elif self.clear:

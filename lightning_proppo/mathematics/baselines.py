@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_proppo.errors import MORE_PARTICLES
+
 
 def mean_baseline(local_losses: Tensor, node: Any = None) -> Tensor:
     r"""Subtract from each particle's loss the mean of all the others.
@@ -30,7 +32,7 @@ def mean_baseline(local_losses: Tensor, node: Any = None) -> Tensor:
     if particles < 2:
         raise ValueError(
             "local_losses must have at least 2 particles for a leave-one-out baseline; got shape "
-            f"{list(local_losses.shape)}. Use more particles, or baseline=False."
+            f"{list(local_losses.shape)}. {MORE_PARTICLES}; or pass baseline=False."
         )
     losses = local_losses.detach()
     return leave_one_out(losses, losses.mean(0, keepdim=True), particles)

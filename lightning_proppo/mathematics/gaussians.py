@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_proppo.errors import MORE_PARTICLES
 from lightning_proppo.mathematics.precision import full_precision
 
 _JITTERS = (0.0, 1e-8, 1e-6, 1e-4)
@@ -21,7 +22,8 @@ def fit_gaussian(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     if x.shape[0] < 2:
         raise ValueError(
-            f"a Gaussian is fitted to at least 2 particles; got a state of shape {list(x.shape)}."
+            "a Gaussian is fitted to at least 2 particles; got a state of shape "
+            f"{list(x.shape)}. {MORE_PARTICLES}."
         )
     mean, scatter = gaussian_moments(x)
     return mean, scatter / (x.shape[0] - 1)
@@ -52,7 +54,9 @@ def combine_gaussians(means: Tensor, scatters: Tensor, particles: int) -> tuple[
     """
     every = particles * len(means)
     if every < 2:
-        raise ValueError(f"a Gaussian is fitted to at least 2 particles; got {every}.")
+        raise ValueError(
+            f"a Gaussian is fitted to at least 2 particles; got {every}. {MORE_PARTICLES}."
+        )
     mean = means.mean(0)
     apart = means - mean
     return mean, (scatters.sum(0) + particles * (apart.mT @ apart)) / (every - 1)

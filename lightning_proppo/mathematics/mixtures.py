@@ -22,6 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_proppo.errors import MORE_PARTICLES
+
 
 def principal_order(x: Tensor) -> Tensor:
     """Return the permutation [P] that sorts particles x [P, D] along their largest spread."""
@@ -193,7 +195,7 @@ def share_samples(
     """
     particles = loc.shape[0]
     if particles < 2:
-        raise ValueError("samples are shared among at least 2 particles; got 1.")
+        raise ValueError(f"samples are shared among at least 2 particles; got 1. {MORE_PARTICLES}.")
     if group_size is not None and group_size < 2:
         raise ValueError(f"group_size must be at least 2, or None; got {group_size}.")
     index = neighbours(loc, group_size)

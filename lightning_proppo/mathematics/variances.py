@@ -5,6 +5,7 @@ P particles; a per-particle gradient is [P, ...].
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,19 +70,32 @@ def inverse_variance_weighting(
             of the same samples are; see :func:`weights_from_variances`.
 
     Returns:
-        The weights k_1 and k_2, which are finite and sum to one. An estimator whose variance is
-        not finite has weight zero; if neither's is, the first has weight one. Two variances of
-        zero give one half each.
+        The weights k_1 and k_2 in the dtype of the gradients, which are finite and sum to one. An
+        estimator whose variance is not finite has weight zero; if neither's is, the first has
+        weight one. Two variances of zero give one half each.
 
     Raises:
-        ValueError: if the shapes differ, or for weights by coordinate of several tensors.
+        ValueError: for what is no gradient; if the shapes differ; for weights by coordinate of
+            several tensors.
     """
     first, second = _as_list(x1), _as_list(x2)
+    k1, k2 = wide_weights(first, second, scalar_estimate, with_covariance)
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in (*first, *second)))
+    return k1.to(dtype), k2.to(dtype)
+
+
+def wide_weights(
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    scalar_estimate: bool = True,
+    with_covariance: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return what :func:`inverse_variance_weighting` does of lists of gradients, in float64."""
     for tensor in (*first, *second):
-        if not isinstance(tensor, Tensor) or tensor.dim() == 0:
+        if not isinstance(tensor, Tensor) or tensor.dim() == 0 or not tensor.is_floating_point():
             raise ValueError(
-                "x1 and x2 must be per-particle gradients [P, ...], or lists of such; got "
-                f"{tensor!r} among them."
+                "x1 and x2 must be per-particle gradients [P, ...], floating point, or lists of "
+                f"such; got {tensor!r} among them."
             )
     shapes = [list(t.shape) for t in first], [list(t.shape) for t in second]
     if shapes[0] != shapes[1] or not first:
@@ -208,7 +222,8 @@ def mix(
 ) -> list[Tensor | None]:
     """Return ``k1 * x1 + k2 * x2`` for each pair of tensors.
 
-    A weight of zero silences values that are not finite; ``None`` counts as zero.
+    A weight of zero silences values that are not finite; ``None`` counts as zero. What is sparse
+    stays so, unless the other of its pair is not.
     """
     of_dtype: dict[torch.dtype, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
     mixed: list[Tensor | None] = []
@@ -217,6 +232,12 @@ def mix(
         if some is None:
             mixed.append(None)
             continue
+        sparse = [x.layout == torch.sparse_coo for x in (a, b) if x is not None]
+        if all(sparse):
+            mixed.append(_mix_sparse([(k, x) for k, x in ((k1, a), (k2, b)) if x is not None]))
+            continue
+        if any(sparse):
+            a, b = (None if x is None else x.to_dense() for x in (a, b))
         if some.dtype not in of_dtype:
             of_a, of_b = k1.to(some.dtype), k2.to(some.dtype)
             # A weight that vanishes in this precision would make NaN of an infinity.
@@ -230,3 +251,14 @@ def mix(
             heard_a, heard_b = torch.where(none1, b, a), torch.where(none2, a, b)
             mixed.append(heard_b.mul_(of_b).addcmul_(heard_a, of_a))
     return mixed
+
+
+def _mix_sparse(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the sum of ``k * x`` over the parts, whose x are sparse; see :func:`scaled`."""
+    # Not coalesced, which would wait for the device.
+    return torch.sparse_coo_tensor(
+        torch.cat([x._indices() for _, x in parts], 1),
+        torch.cat([scaled(k, x._values()) for k, x in parts]),
+        parts[0][1].shape,
+        check_invariants=False,
+    )

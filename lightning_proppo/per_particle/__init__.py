@@ -21,10 +21,11 @@ price of one pull-back for each particle. :func:`per_particle_rule` adds a rule.
 With rules: ``Linear`` (any number of axes), ``RNNCell``, ``GRUCell``, ``LSTMCell``, ``LayerNorm``,
 ``RMSNorm``, ``GroupNorm``, ``BatchNorm`` (in evaluation), ``Embedding``, ``Conv`` and
 ``ConvTranspose`` (1d, 2d, 3d), ``PReLU``, ``MultiheadAttention``, ensembles of linear layers by
-``bmm`` or ``baddbmm``, multivariate normal densities, and what is made of these and of operations
-on single elements or along axes. Without: ``Bilinear``, ``EmbeddingBag``, the fused ``LSTM`` and
-``GRU``, CUDA's fused cells, batch statistics of ``BatchNorm`` (which couple particles) before other
-parameters.
+``bmm`` or ``baddbmm`` (a particle's member by ``gather``, or as ``out[member, arange(P)]``),
+multivariate normal densities, and what is made of these and of operations on single elements or
+along axes. Without: ``Bilinear``, ``EmbeddingBag``, the fused ``LSTM`` and ``GRU``, CUDA's fused
+cells, batch statistics of ``BatchNorm`` (which couple particles) before other parameters, and
+indices that do not count the particles but shuffle them.
 
 Shapes alone do not tell particles from something else of the same number (features, inducing
 points). So the particles are followed from the outputs, which have them first, operation by

@@ -51,7 +51,11 @@ def batched_products(
                 torch.autograd.grad(outputs, inputs, rows, retain_graph=True, allow_unused=True)
                 for rows in zip(*cotangents, strict=True)
             ]
-    return [None if found[0] is None else torch.stack(found) for found in zip(*each, strict=True)]
+    return [None if found[0] is None else _stacked(found) for found in zip(*each, strict=True)]
+
+
+def _stacked(rows: Sequence[Tensor]) -> Tensor:
+    return torch.stack([row if row.layout == torch.strided else row.to_dense() for row in rows])
 
 
 def one_by_one(

@@ -15,6 +15,7 @@ from lightning_proppo.per_particle.contributions import (
     OuterProducts,
     Windows,
 )
+from lightning_proppo.per_particle.indices import look_ups
 from lightning_proppo.per_particle.registry import Entry, Rule, add_rule
 
 
@@ -178,4 +179,4 @@ add_rule("NativeGroupNormBackward0", Rule(rows.images, _group_norm))
 add_rule("NativeBatchNormBackward0", Rule(rows.batch_norm, _batch_norm, ("training",)))
 add_rule("ConvolutionBackward0", Rule(rows.images, _convolution))
 add_rule("EmbeddingBackward0", Rule(rows.table, _embedding, ("scale_grad_by_freq",)))
-add_rule("IndexBackward0", Rule(rows.indexed, _index, ("indices",)))
+add_rule("IndexBackward0", Rule(rows.indexed, _index, (look_ups,)))

@@ -104,7 +104,7 @@ class Graph:
     roots: tuple[Place, ...]
 
 
-def read_graph(outputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Graph:
+def read_graph(outputs: Sequence[Tensor], parameters: Sequence[Tensor], particles: int) -> Graph:
     """Read the graph behind ``outputs``; parameters are known by their place in the list."""
     numbers = {id(parameter): k for k, parameter in enumerate(parameters)}
     starts = [_start(output) for output in outputs if output.requires_grad]
@@ -137,7 +137,7 @@ def read_graph(outputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Graph
                 key,
                 tuple([tuple(result.shape) for result in function._input_metadata]),
                 tuple([None if f is None else (positions[f], k) for f, k in following]),
-                settings_of(function, rule.settings) if rule and rule.settings else (),
+                settings_of(function, rule.settings, particles) if rule and rule.settings else (),
             )
         )
     roots = tuple([(positions[function], result) for function, result in starts])

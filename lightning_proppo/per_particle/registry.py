@@ -52,7 +52,7 @@ class Operation(NamedTuple):
         shapes: of its results.
         operands: for each, the position of the function that it comes from and which result of
             that it is; None where it needs no gradient.
-        settings: the saved values that the rule names, tensors by their shape.
+        settings: what the rule looks at beside shapes.
     """
 
     key: Key
@@ -85,7 +85,7 @@ class Entry(NamedTuple):
     """Where an operand that all particles share enters a function of the graph.
 
     Attributes:
-        function: the autograd function, with its saved tensors.
+        function: the autograd function with its saved values, as :class:`~.saved.ReadOnce`.
         slot: which operand.
         operand: its shape.
         layout: where the result holds its particles.
@@ -109,6 +109,7 @@ class Entry(NamedTuple):
 
 RowRule = Callable[[Step], Layout | Verdict]
 ContributionRule = Callable[[Entry, Tensor], Tensor | Contribution]
+Setting = str | Callable[[Any, int], Any]
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,13 @@ class Rule:
         rows: where an operand holds the particles, or a verdict.
         contribution: the contributions to a shared operand: a tensor [P, *operand] or another
             kind; None where there is no rule for shared operands.
-        settings: saved values that ``rows`` looks at (without ``_saved_``).
+        settings: what ``rows`` looks at: saved values (without ``_saved_``), or functions of the
+            autograd function and P.
     """
 
     rows: RowRule
     contribution: ContributionRule | None = None
-    settings: tuple[str, ...] = ()
+    settings: tuple[Setting, ...] = ()
 
 
 RULES: dict[Key, Rule] = {}
@@ -149,9 +151,16 @@ def key_of(function: Any) -> Key:
     return kind if kind in RULES else str(function.name())
 
 
-def settings_of(function: Any, names: Sequence[str]) -> tuple[Any, ...]:
-    """Read saved values, in a form that compares equal for equal structure."""
-    return tuple(_plain(getattr(function, f"_saved_{name}", None)) for name in names)
+def settings_of(function: Any, settings: Sequence[Setting], particles: int) -> tuple[Any, ...]:
+    """Read what row rules look at, in a form that compares equal for equal structure."""
+    return tuple(
+        [
+            _plain(getattr(function, f"_saved_{setting}", None))
+            if isinstance(setting, str)
+            else setting(function, particles)
+            for setting in settings
+        ]
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -159,9 +168,6 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, int):  # autograd shows negative ones unsigned
         return value - (1 << 64) if value >= 1 << 63 else value
-    if isinstance(value, Tensor):
-        masks = value.dtype in (torch.bool, torch.uint8)  # as an index, another thing altogether
-        return ("mask", *value.shape) if masks else tuple(value.shape)
     if isinstance(value, (tuple, list)):
         return tuple(_plain(item) for item in value)
     return value

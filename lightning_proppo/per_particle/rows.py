@@ -78,18 +78,26 @@ def stacked(step: Step) -> Layout | Verdict:
 
 
 def indexed(step: Step) -> Layout | Verdict:
-    """Some neighbouring axes are looked up; setting: for each, the index's shape or None."""
-    (shapes,) = step.settings
-    looked_up = [k for k, shape in enumerate(shapes) if shape is not None]
-    apart = not looked_up or looked_up[-1] - looked_up[0] >= len(looked_up)
-    if apart or any("mask" in shapes[k] for k in looked_up):
+    """Some axes are looked up; setting: for each :class:`~.indices.LookUp`, or None."""
+    (look_ups,) = step.settings
+    looked_up = [k for k, look_up in enumerate(look_ups) if look_up is not None]
+    if not looked_up or any(look_ups[k].mask for k in looked_up):
         return UNKNOWN
-    gained = max(len(shapes[k]) for k in looked_up)
+    gained = max(len(look_ups[k].shape) for k in looked_up)
+    kept = [k for k in range(len(step.operand)) if k not in looked_up]
+    # The axes of the indices stand where those that are looked up stood, if these were neighbours.
+    apart = looked_up[-1] - looked_up[0] >= len(looked_up)
+    start = 0 if apart else looked_up[0]
     axis, inner = step.layout
-    if axis < looked_up[0]:
-        return Layout(axis, inner)
-    if axis >= looked_up[0] + gained:
-        return Layout(axis - gained + len(looked_up), inner)
+    if axis < start:
+        return Layout(kept[axis], inner)
+    if axis >= start + gained:
+        return Layout(kept[axis - gained], inner)
+    for k in looked_up:
+        shape, counting, _ = look_ups[k]
+        # Counted along this axis of the result, element i is that of element i of the operand.
+        if counting is not None and gained - len(shape) + counting == axis - start:
+            return Layout(k, inner)
     return SHARED if looked_up == [0] else UNKNOWN
 
 

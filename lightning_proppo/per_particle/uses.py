@@ -43,6 +43,7 @@ from lightning_proppo.per_particle.plans import (
     read_graph,
 )
 from lightning_proppo.per_particle.registry import RULES, Entry
+from lightning_proppo.per_particle.saved import ReadOnce, reading
 
 
 class Answers(NamedTuple):
@@ -165,7 +166,10 @@ class ParameterUses:
 
     def _contributions(self, sets: Sequence[Answers]) -> list[list[Contribution] | None]:
         """Return, for each entry, each set's contribution; None where no cotangent arrived."""
-        functions = self.graph.functions
+        return reading(lambda: self._read_contributions(sets))
+
+    def _read_contributions(self, sets: Sequence[Answers]) -> list[list[Contribution] | None]:
+        functions = [ReadOnce(self.graph.functions[k]) for k, _ in self.plan.edges]
         found: list[list[Contribution] | None] = []
         for planned in self.plan.entries:
             cotangents = [answers.edges[planned.edge] for answers in sets]
@@ -174,7 +178,7 @@ class ParameterUses:
                 found.append(None)
                 continue
             entry = Entry(
-                functions[planned.function],
+                functions[planned.edge],
                 planned.slot,
                 planned.shape,
                 planned.layout,
@@ -370,7 +374,7 @@ def find_parameter_uses(
         parameters: leaf tensors without a particle axis.
         particles: P.
     """
-    graph = read_graph(outputs, parameters)
+    graph = read_graph(outputs, parameters, particles)
     if not parameters or particles == 1:
         return ParameterUses(particles, list(parameters), graph, Plan())
     plan = make_plan(graph.operations, graph.roots, particles)

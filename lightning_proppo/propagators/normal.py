@@ -44,8 +44,8 @@ class NormalDraw:
         return self.loc + self.noise * self.scale
 
     def exact(self) -> Tensor:
-        """Return the sample, detached, as it was before it was rounded to 16 bits."""
-        return self.path().detach() if is_narrow(self.sample) else self.sample
+        """Return the sample, detached, as it was drawn: not rounded, nor changed in place since."""
+        return self.path().detach()
 
     def log_prob(self, batch_dims: int) -> Tensor:
         """Return the log-density of the fixed sample, summed down to so many axes."""

@@ -411,6 +411,9 @@ class TPBase(Propagator):
         Raises:
             TypeError: for a mixture of both.
         """
+        if target != "parameters":
+            # Those that have been frozen since get no gradient, and so have no variance.
+            target = [t for t in target if t.requires_grad] or "parameters"
         if target == "parameters":
             parameters = [leaf for leaf in leaves if not is_cut(leaf)]
             return parameters, [] if parameters else list(leaves)

@@ -186,9 +186,16 @@ PARTICLES = [
     Mistake(
         "a single particle",
         ValueError,
-        ("at least 2 particles", "[1, "),
+        ("at least 2 particles", "[1, ", "drop_last=True"),
         roll_out(1),
         ("LR", "TP", "TPX", "GS", "GR"),
+    ),
+    Mistake(
+        "a single particle that shares",
+        ValueError,
+        ("at least 2 particles", "got 1", "drop_last=True"),
+        roll_out(1),
+        ("BIW",),
     ),
     Mistake(
         "no particles", ValueError, ("particle", "[0, "), roll_out(0), ("RP", "LR", "TP", "GR")

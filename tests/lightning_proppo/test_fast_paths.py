@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from lightning_proppo import PropagationManager
-from lightning_proppo.mathematics.variances import inverse_variance_weighting
+from lightning_proppo.mathematics.variances import wide_weights
 from lightning_proppo.per_particle import find_parameter_uses
 from lightning_proppo.propagators import (
     BackPropagator,
@@ -109,8 +109,8 @@ def test_weights_of_32_bit_gradients_are_those_of_64_bits() -> None:
     for size in (1e-18, 1.0, 1e18):
         x, y = size * torch.randn(9, 5), 3 * size * torch.randn(9, 5)
         for scalar in (True, False):
-            found = inverse_variance_weighting(x, y, scalar_estimate=scalar)
-            expected = inverse_variance_weighting(x.double(), y.double(), scalar_estimate=scalar)
+            found = wide_weights([x], [y], scalar_estimate=scalar)
+            expected = wide_weights([x.double()], [y.double()], scalar_estimate=scalar)
             for a, b in zip(found, expected, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
 

@@ -6,6 +6,7 @@ import copy
 import csv
 import importlib
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -341,16 +342,40 @@ def test_a_number_instead_of_a_loss_is_refused_by_lightning(pl: ModuleType) -> N
     assert_usable(pl, module, callback)
 
 
-@pytest.mark.parametrize("step", [record_and_return_nothing, forget_to_return_the_loss])
-def test_with_manual_optimization_only_open_rollouts_are_refused(
-    pl: ModuleType, step: Step
+def test_with_manual_optimization_open_rollouts_are_refused(pl: ModuleType) -> None:
+    module = make_module(pl, record_and_return_nothing, automatic_optimization=False)
+    with pytest.raises(PropagationError, match="recorded 4 samples"):
+        fit(pl, module, PropagationCallback("TP"))
+
+
+def test_with_manual_optimization_a_loss_without_backward_is_warned_of_once(
+    pl: ModuleType,
 ) -> None:
-    """Whether a loss that was made is ever used is then the user's affair."""
+    """It may be meant: a line search, or a loss that waits for the next batch."""
+    module = make_module(pl, forget_to_return_the_loss, batches=3, automatic_optimization=False)
+    with pytest.warns(UserWarning, match="the losses") as caught:
+        fit(pl, module, PropagationCallback("TP"))
+    words = [str(warning.message) for warning in caught if "losses" in str(warning.message)]
+    assert len(words) == 1
+    assert "self.manager.loss(...), but 1 of the losses" in words[0]
+    assert "self.manual_backward(loss)" in words[0]
+    assert "self.manager.reset()" in words[0]
+
+
+@pytest.mark.parametrize("on_purpose", [False, True])
+def test_with_manual_optimization_nobody_is_warned_without_a_reason(
+    pl: ModuleType, on_purpose: bool
+) -> None:
+    def step(module: Any, batch_idx: int) -> None:
+        loss = good_step(module, batch_idx)
+        if on_purpose:
+            module.manager.reset()
+        else:
+            module.manual_backward(loss)
+
     module = make_module(pl, step, automatic_optimization=False)
-    if step is record_and_return_nothing:
-        with pytest.raises(PropagationError, match="recorded 4 samples"):
-            fit(pl, module, PropagationCallback("TP"))
-    else:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*losses")
         fit(pl, module, PropagationCallback("TP"))
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
+from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from lightning_proppo import PropagationCallback, PropagationError, PropagationManager
@@ -296,22 +297,48 @@ def test_attached_rp_passes_once_over_its_graph_whatever_the_number_of_costs() -
     assert calls == list(reversed(range(20)))
 
 
-def test_gradients_that_are_sparse_stay_so() -> None:
+SPARSE: dict[str, Callable[[bool], Callable[[nn.Parameter, Tensor], Tensor]]] = {
+    "embedding": lambda sparse: lambda w, rows: functional.embedding(rows, w, sparse=sparse),
+    "scaled": lambda sparse: lambda w, rows: functional.embedding(rows, 2 * w, sparse=sparse),
+    "bag, one by one": lambda sparse: (
+        lambda w, rows: functional.embedding_bag(rows[:, None], w, sparse=sparse, mode="sum")
+    ),
+    "gather, one by one": lambda sparse: (
+        lambda w, rows: w.gather(0, rows[:, None].expand(-1, 2), sparse_grad=sparse)
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:there is no rule for per-particle gradients")
+@pytest.mark.parametrize("kind", SPARSE)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in ["LR", "GR", "GS", "TP", "TPX", "TP+MESH"]),
+        ("TP", {"weighting": "covariance"}),
+        ("TP", {"weighting": "cross-fitted"}),
+        ("TP", {"k_interval": 2}),
+    ],
+)
+def test_gradients_that_are_sparse_stay_so(name: str, options: Any, kind: str) -> None:
     found = []
+    rows = torch.arange(PARTICLES) % 3
     for sparse in (False, True):
-        table = nn.Embedding(4, 2, sparse=sparse).double()
-        nn.init.ones_(table.weight)
-        manager = PropagationManager("LR")
+        look_up = SPARSE[kind](sparse)
+        table = nn.Parameter(torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2))
+        scale = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+        manager = PropagationManager(name, **options)
         torch.manual_seed(SEED)
         x = torch.zeros(PARTICLES, 2, dtype=torch.float64)
-        for row in (1, 2, 1):
-            x = manager.sample(Normal(x + table(torch.full((PARTICLES,), row)), 0.1))
+        for step in range(3):
+            loc = x + look_up(table, (rows + step) % 3)
+            x = manager.sample(Normal(loc, scale.expand_as(loc)))
         (3 * manager.loss(cost(x))).backward()
-        gradient = table.weight.grad
+        gradient = table.grad
         assert gradient is not None
         assert gradient.is_sparse == sparse
-        found.append(gradient.to_dense() if sparse else gradient)
-    assert_same(found[:1], found[1:])
+        found.append([gradient.to_dense() if sparse else gradient, scale.grad])
+    assert_same(*found)
 
 
 # -- several rollouts, several terms -------------------------------------------------------------
@@ -505,6 +532,38 @@ def test_a_frozen_parameter_gets_no_gradient_and_changes_no_other(name: str) -> 
     assert_same([p.grad for p, _ in kept], [g for _, g in kept])
 
 
+def first_layer(policy: Policy) -> list[Tensor]:
+    return list(policy.net[0].parameters())
+
+
+@pytest.mark.parametrize("frozen", [first_layer, Policy.used], ids=["some", "all"])
+@pytest.mark.parametrize("target", [*NAMES, "TPX", "TP+MESH", "BIW", first_layer, Policy.used])
+def test_a_parameter_frozen_between_the_loss_and_its_backward_counts_as_frozen_before(
+    target: Any, frozen: Callable[[Policy], list[Tensor]]
+) -> None:
+    found = []
+    for early in (True, False):
+        policy = Policy()
+        idle = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        for p in frozen(policy) if early else []:
+            p.requires_grad_(False)
+        propagator = target
+        if not isinstance(target, str):
+            learning = [p for p in target(policy) if p.requires_grad]
+            propagator = TotalProp(ivw_target=learning or "parameters")
+        manager = PropagationManager(propagator)
+        x = roll(manager, lambda x, policy=policy, idle=idle: policy(x + 1e-3 * idle))
+        loss = manager.loss(x, lossfunc=cost)
+        for p in frozen(policy):
+            p.requires_grad_(False)
+        (3 * loss).backward()
+        assert all(p.grad is None for p in frozen(policy))
+        kept = [idle, *(p for p in policy.used() if p.requires_grad)]
+        found.append([p.grad for p in kept if p.grad is not None])
+        assert len(found[-1]) == len(kept)
+    assert_same(*found)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_loss_without_parameters_is_a_number(name: str) -> None:
     policy = Policy().requires_grad_(False)
@@ -553,6 +612,114 @@ def test_a_hook_may_change_the_gradient(name: str) -> None:
         p.register_hook(lambda g: 2 * g)
     make_loss(PropagationManager(name), policy).backward()
     assert_same(gradients(policy), [2 * g for g in reference(name)])
+
+
+# -- hooks on samples ----------------------------------------------------------------------------
+
+
+def samples_and_gradients(
+    propagator: Any, prepare: Callable[[Tensor], Any], factor: float = 3.0, way: str = "loss"
+) -> tuple[list[Tensor | None], list[Tensor]]:
+    """Return samples' ``.grad``, and parameters' gradients; ``prepare`` gets the third sample."""
+    policy = Policy()
+    manager = PropagationManager(propagator)
+    torch.manual_seed(SEED)
+    x = start()
+    samples: list[Tensor] = []
+    for step in range(HORIZON):
+        x = manager.sample(policy(x))
+        x.retain_grad()
+        samples.append(x)
+        if step == 2:
+            prepare(x)
+        manager.append_loss(x, lossfunc=cost)  # the cost and the next sample reach it
+    if way == "manager":
+        manager.backward()
+    else:
+        loss = factor * manager.loss()
+        loss.backward(retain_graph=way == "twice")
+        if way == "twice":
+            loss.backward()
+    return [sample.grad for sample in samples], gradients(policy)
+
+
+def clip(gradient: Tensor) -> Tensor:
+    return gradient.clamp(-0.01, 0.01)
+
+
+@pytest.mark.parametrize("factor", [3.0, 0.0])
+def test_a_sample_s_hook_sees_and_changes_what_it_does_in_plain_pytorch(factor: float) -> None:
+    found = []
+    for propagator in ("RP", RPProp()):
+        seen: list[Tensor] = []
+
+        def prepare(x: Tensor, seen: list[Tensor] = seen) -> None:
+            x.register_hook(lambda gradient: seen.append(gradient.clone()))
+            x.register_hook(clip)
+            x.register_hook(lambda gradient: seen.append(gradient.clone()))
+
+        samples, parameters = samples_and_gradients(propagator, prepare, factor)
+        assert len(seen) == 2
+        assert torch.equal(clip(seen[0]), seen[1])
+        assert torch.equal(seen[0], seen[1]) == (factor == 0)
+        found.append([*seen, *samples, *parameters])
+    for plain, ours in zip(*found, strict=True):
+        assert (plain - ours).norm() <= ROUNDING * plain.norm()
+
+
+@pytest.mark.parametrize("way", ["loss", "manager", "twice"])
+@pytest.mark.parametrize("name", ["TP", "TPX", "TP+MESH", "GR"])
+def test_a_sample_s_hook_is_called_once_a_pass_with_its_whole_cotangent(
+    name: str, way: str
+) -> None:
+    seen: list[Tensor] = []
+    passes = 2 if way == "twice" else 1
+    plain, expected = samples_and_gradients(name, lambda x: None, way=way)
+    found, same = samples_and_gradients(
+        name, lambda x: x.register_hook(lambda gradient: seen.append(gradient.clone())), way=way
+    )
+    assert len(seen) == passes
+    assert plain[2] is not None
+    assert_same([passes * gradient for gradient in seen], [plain[2]] * passes)
+    assert_same([found[2]], [plain[2]])
+    assert_same(same, expected)
+
+
+@pytest.mark.parametrize("name", ["RP", "TP", "TPX", "TP+MESH", "GR"])
+def test_a_sample_whose_hook_returns_zeros_passes_nothing_on(name: str) -> None:
+    samples, _ = samples_and_gradients(
+        name, lambda x: x.register_hook(lambda gradient: torch.zeros_like(gradient))
+    )
+    assert samples[2] is not None
+    assert not samples[2].any()
+    if name in ("RP", "GR"):  # nothing but cotangents goes further back
+        alone, _ = samples_and_gradients(name, lambda x: None)
+        assert not any(torch.equal(a, b) for a, b in zip(samples[:2], alone[:2], strict=True))
+
+
+def test_a_hook_after_accumulation_is_called_with_the_sample() -> None:
+    seen: list[Tensor] = []
+    samples, _ = samples_and_gradients(
+        "TP", lambda x: x.register_post_accumulate_grad_hook(lambda x: seen.append(x.grad))
+    )
+    assert_same(seen, [samples[2]])
+
+
+def test_a_hook_that_was_removed_is_not_called() -> None:
+    seen: list[Tensor] = []
+    samples_and_gradients("TP", lambda x: x.register_hook(seen.append).remove())
+    assert not seen
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_samples_keep_the_gradients_that_retain_grad_keeps(passes: int) -> None:
+    way = "twice" if passes == 2 else "loss"
+    plain, _ = samples_and_gradients("RP", lambda x: None, way=way)
+    ours, _ = samples_and_gradients(RPProp(), lambda x: None, way=way)
+    assert_same(ours, plain)
+
+
+# -- what is reached in the backward pass --------------------------------------------------------
 
 
 def test_a_parameter_whose_samples_cost_nothing_has_no_gradient() -> None:

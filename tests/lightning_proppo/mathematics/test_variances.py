@@ -62,6 +62,29 @@ def test_the_mean_does_not_count_in_32_bits_either():
         assert float(k1[d]) == pytest.approx(v2 / (v1 + v2), rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("options", [{}, {"scalar_estimate": False}, {"with_covariance": True}])
+def test_weights_have_the_dtype_of_the_gradients(dtype, options):
+    first = torch.tensor([[1.0], [3.0]], dtype=dtype)
+    second = torch.tensor([[8.0], [4.0]], dtype=dtype)
+    for k, expected in zip(
+        inverse_variance_weighting(first, second, **options),
+        # The correlation is -1, and the standard deviations are as 1 to 2.
+        (2 / 3, 1 / 3) if options.get("with_covariance") else (0.8, 0.2),
+        strict=True,
+    ):
+        assert k.dtype == dtype
+        assert k.flatten().tolist() == pytest.approx([expected], rel=torch.finfo(dtype).eps)
+
+
+def test_weights_of_gradients_of_two_dtypes_have_the_wider_one():
+    narrow, wide = torch.tensor([1.0, 3.0]), double(8.0, 4.0)
+    for pair in ((narrow, wide), (wide, narrow)):
+        assert [k.dtype for k in inverse_variance_weighting(*pair)] == [torch.float64] * 2
+    with pytest.raises(ValueError, match="floating point"):
+        inverse_variance_weighting(torch.tensor([1, 3]), wide)
+
+
 def test_weights_by_coordinate_are_those_of_each_coordinate():
     first = torch.randn(9, 2, 3, dtype=torch.float64) * torch.rand(2, 3, dtype=torch.float64)
     second = torch.randn(9, 2, 3, dtype=torch.float64)
@@ -195,6 +218,28 @@ def test_a_weight_of_zero_silences_what_is_not_finite(bad):
     assert torch.equal(mix(double(0.0, 0.5), [a], double(1.0, 0.5), [b])[0], double(2.0, 2.0))
     assert torch.equal(scaled(zero, a), double(0.0, 0.0))
     assert torch.equal(scaled(double(2.0)[0], b), 2 * b)
+
+
+def test_mixtures_of_sparse_gradients_are_sparse_and_those_of_dense_ones():
+    dense = double(0.0, 1.0, 2.0, 0.0)[:, None], double(0.0, 4.0, 0.0, 3.0)[:, None]
+    a, b = (x.to_sparse(1) for x in dense)
+    k1, k2 = double(0.25)[0], double(0.75)[0]
+    pairs = [(a, a, None, a, dense[0]), (b, None, b, dense[1], b)]
+    mixed = mix(k1, pairs[0], k2, pairs[1])
+    assert [x.is_sparse for x in mixed] == [True, True, True, False, False]
+    expected = 0.25 * dense[0] + 0.75 * dense[1]
+    for found, of_pair in zip(
+        mixed, [expected, 0.25 * dense[0], 0.75 * dense[1], expected, expected], strict=True
+    ):
+        assert torch.equal(found.to_dense(), of_pair)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_weight_of_zero_silences_what_is_not_finite_in_sparse_gradients(bad):
+    a, b = (x[:, None].to_sparse(1) for x in (double(bad, 1.0, 0.0), double(2.0, 0.0, 3.0)))
+    zero, one = double(0.0)[0], double(1.0)[0]
+    assert torch.equal(mix(zero, [a], one, [b])[0].to_dense(), b.to_dense())
+    assert torch.equal(mix(one, [b], zero, [a])[0].to_dense(), b.to_dense())
 
 
 def test_a_mixture_keeps_the_dtype_of_the_gradients():
