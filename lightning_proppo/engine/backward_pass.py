@@ -24,11 +24,11 @@ class BackwardPass:
             share one graph would otherwise take H passes over it.
         hooked: cuts with hooks of the user's, by ``id`` of the node that made them.
         incoming: the gradient [] of the rollout's loss; None: one.
+        look: what is known of RP's bias, and is learned of it in this pass.
 
     Attributes:
         gradients: the gradients that arrived at parameters, by ``id`` of the parameter.
         statistics: what propagators noted on the way, e.g. ``"lr_weight"``: a list of tensors.
-        look: what is known of RP's bias, and learned of it in this pass.
     """
 
     def __init__(
