@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 # Takes observations [P, D] to actions [P, A]; a policy of this package is one.
@@ -56,6 +57,8 @@ def collect_episode(
         broken_off: called with the steps so far, if there are any, when an exception ends the
             episode; the exception goes on.
 
+    Whatever is kept or handed on is a copy: environments reuse their arrays, and write into them.
+
     Raises:
         TypeError: if the policy returns no tensor of numbers.
         ValueError: if the policy's actions, or what the environment gives, are not finite or of
@@ -65,7 +68,7 @@ def collect_episode(
     if seed is not None:
         env.action_space.seed(seed)
     observation, info = env.reset(seed=seed)
-    _check_given(env, "the first observation", observation)
+    observation = _copy_of(env, "the first observation", observation)
     observations: list[Any] = [observation]
     actions: list[Any] = []
     rewards: list[float] = []
@@ -87,15 +90,15 @@ def collect_episode(
                 action = env.action_space.sample()
             else:
                 with torch.no_grad():
-                    action = policy(torch.as_tensor(observation)[None])
+                    action = policy(torch.tensor(observation)[None])
                 action = _checked_action(env, action, len(actions))
-            action = np.asarray(action, dtype=env.action_space.dtype)
-            observation, reward, terminated, truncated, info = env.step(action)
-            _check_given(env, f"the observation after step {len(actions)}", observation)
-            _check_given(env, f"the reward of step {len(actions)}", reward)
+            action = np.array(action, dtype=env.action_space.dtype)
+            observation, reward, terminated, truncated, info = env.step(action.copy())
+            step = len(actions)
+            observation = _copy_of(env, f"the observation after step {step}", observation)
             observations.append(observation)
             actions.append(action)
-            rewards.append(float(reward))
+            rewards.append(float(_copy_of(env, f"the reward of step {step}", reward)))
             ended = terminated or truncated
     # Also where the user ends it: a robot's steps are not to be had again.
     except BaseException:
@@ -140,12 +143,19 @@ def _checked_action(env: gymnasium.Env[Any, Any], action: Any, step: int) -> Any
     return action[0].cpu().numpy()
 
 
-def _check_given(env: gymnasium.Env[Any, Any], name: str, value: Any) -> None:
-    if not np.isfinite(np.asarray(value, dtype=np.float64)).all():
+def _copy_of(env: gymnasium.Env[Any, Any], name: str, value: Any) -> NDArray[Any]:
+    """Return a copy of what the environment gave, in its dtype.
+
+    Raises:
+        ValueError: if it is not finite.
+    """
+    copy = np.array(value)
+    if not np.isfinite(copy.astype(np.float64)).all():
         raise ValueError(
-            f"env: {name} of {_name(env)} must be finite; got {np.asarray(value).tolist()}. The "
-            "environment is at fault, or its simulation has diverged."
+            f"env: {name} of {_name(env)} must be finite; got {copy.tolist()}. The environment is "
+            "at fault, or its simulation has diverged."
         )
+    return copy
 
 
 def _name(env: gymnasium.Env[Any, Any]) -> str:
