@@ -63,6 +63,39 @@ def test_actions_are_rescaled() -> None:
     assert world.own_action(own)[:, 0].tolist() == pytest.approx(expected)
 
 
+class Jammed(gymnasium.ActionWrapper[Any, Any, Any]):
+    """Another two components, whose bounds are equal."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        low, high = (np.array([end, 0.3, 0.0], dtype=np.float32) for end in (-3.0, 1.0))
+        self.action_space = gymnasium.spaces.Box(low, high)
+        self.given: list[Any] = []
+
+    def action(self, action: Any) -> Any:
+        self.given.append(action)
+        return action[:1]
+
+
+def test_a_component_with_equal_bounds_stays_there() -> None:
+    gymnasium.register("Jammed-v0", lambda: Jammed(Mass()))
+    try:
+        world = make_world("Jammed-v0", episode_steps=3)
+        actions = torch.tensor([[-1.0, 0.2, 1.0], [0.5, -1.0, 0.0], [1.0, 1.0, -0.4]])
+        own = torch.tensor([[-3.0, 0.3, 0.0], [0.0, 0.3, 0.0], [1.0, 0.3, 0.0]])
+        left = iter(actions)
+        collect_episode(world.env, lambda x: next(left)[None], seed=0)
+        env: Any = world.env
+        while not isinstance(env, Jammed):
+            env = env.env
+        assert np.array_equal(env.given, own)
+        assert torch.equal(world.own_action(actions), own)
+        random = collect_episode(world.env, None, seed=0).actions
+        assert bool((random.abs() <= 1).all())
+    finally:
+        del gymnasium.registry["Jammed-v0"]
+
+
 def test_episodes_end_after_the_steps_asked_for_or_before() -> None:
     world = make_world(NAME, episode_steps=4)
     assert world.episode_steps == 4
