@@ -114,3 +114,31 @@ def test_misspelt_names_are_refused_with_a_suggestion(
         main(["fit", "--config", CONFIG, argument])
     assert ended.value.code == 2
     assert capsys.readouterr().err.rstrip().endswith(suggestion)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("name", "wrong", "suggestion"),
+    [
+        ("init_args", "init_arg", "Did you mean 'init_args'?"),
+        ("init_args", "options", "Options of a class stand under init_args; got 'options'."),
+        ("class_path", "clas_path", "Did you mean 'class_path'?"),
+    ],
+)
+def test_a_misspelt_key_of_a_part_is_refused_with_a_suggestion(
+    number: int,
+    name: str,
+    wrong: str,
+    suggestion: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # The model's, the cost's, a callback's and the logger's.
+    parts = Path(CONFIG).read_text().split(f"{name}:")
+    number += number > 2 and name == "class_path"  # PredictionFigure is given no options
+    before, after = (f"{name}:".join(half) for half in (parts[:number], parts[number:]))
+    (folder / "a.yaml").write_text(f"{before}{wrong}:{after}")
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", "a.yaml"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.rstrip().endswith(suggestion)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+_RETURNED = {
+    "reset": ("observation", "info"),
+    "step": ("observation", "reward", "terminated", "truncated", "info"),
+}
+_OLD = "This looks like the old Gym's interface: gymnasium.farama.org/introduction/migration_guide."
 
 # Takes observations [P, D] to actions [P, A]; a policy of this package is one.
 PolicyFunction = Callable[[Tensor], Tensor]
@@ -62,13 +69,15 @@ def collect_episode(
     Raises:
         TypeError: if the policy returns no tensor of numbers.
         ValueError: if the policy's actions, or what the environment gives, are not finite or of
-            another shape; if a space of the environment is no Box.
+            another shape; if a space of the environment is no Box, or its ``reset`` and ``step``
+            are those of the old Gym.
     """
     _check_spaces(env, policy)
     if seed is not None:
         env.action_space.seed(seed)
-    observation, info = env.reset(seed=seed)
-    observation = _copy_of(env, "the first observation", observation)
+    observation, info = _call(env, "reset", seed=seed)
+    shape = env.observation_space.shape
+    observation = _copy_of(env, "the first observation", observation, shape)
     observations: list[Any] = [observation]
     actions: list[Any] = []
     rewards: list[float] = []
@@ -93,12 +102,12 @@ def collect_episode(
                     action = policy(torch.tensor(observation)[None])
                 action = _checked_action(env, action, len(actions))
             action = np.array(action, dtype=env.action_space.dtype)
-            observation, reward, terminated, truncated, info = env.step(action.copy())
+            observation, reward, terminated, truncated, info = _call(env, "step", action.copy())
             step = len(actions)
-            observation = _copy_of(env, f"the observation after step {step}", observation)
+            observation = _copy_of(env, f"the observation after step {step}", observation, shape)
             observations.append(observation)
             actions.append(action)
-            rewards.append(float(_copy_of(env, f"the reward of step {step}", reward)))
+            rewards.append(float(_copy_of(env, f"the reward of step {step}", reward, ())))
             ended = terminated or truncated
     # Also where the user ends it: a robot's steps are not to be had again.
     except BaseException:
@@ -143,14 +152,55 @@ def _checked_action(env: gymnasium.Env[Any, Any], action: Any, step: int) -> Any
     return action[0].cpu().numpy()
 
 
-def _copy_of(env: gymnasium.Env[Any, Any], name: str, value: Any) -> NDArray[Any]:
+def _call(env: gymnasium.Env[Any, Any], method: str, *args: Any, **options: Any) -> Any:
+    """Return what ``reset`` or ``step`` returns.
+
+    Raises:
+        ValueError: if it is not what Gymnasium wants.
+    """
+    wanted = _RETURNED[method]
+    message = f"env: {method} of {_name(env)} must return ({', '.join(wanted)})"
+    if method == "reset":
+        message = message.replace("must", "must take the keywords seed and options, and")
+    try:
+        found = getattr(env, method)(*args, **options)
+    except (TypeError, ValueError) as error:
+        # Most wrappers take apart what is returned before it comes here.
+        known = "unpack" in str(error) or "keyword" in str(error)
+        if not (known and _raised_by_gymnasium(error)):
+            raise
+        problem = str(error)
+    else:
+        if isinstance(found, tuple) and len(found) == len(wanted):
+            return found
+        problem = f"got {f'{len(found)} values' if isinstance(found, tuple) else type(found)}"
+    raise ValueError(f"{message}; {problem}. {_OLD}")
+
+
+def _raised_by_gymnasium(error: BaseException) -> bool:
+    """Return whether an error comes from a wrapper of Gymnasium's, or was raised right here."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith(("gymnasium.", __name__))
+
+
+def _copy_of(
+    env: gymnasium.Env[Any, Any], name: str, value: Any, shape: tuple[int, ...] | None
+) -> NDArray[Any]:
     """Return a copy of what the environment gave, in its dtype.
 
     Raises:
-        ValueError: if it is not finite.
+        ValueError: if it is no numbers, of another shape, or not finite.
     """
     copy = np.array(value)
-    if not np.isfinite(copy.astype(np.float64)).all():
+    if copy.dtype.kind not in "fiub":
+        raise ValueError(f"env: {name} of {_name(env)} must be numbers; got {value!r}.")
+    if copy.shape != shape:
+        expected = f"of shape {list(shape)}, as its space is" if shape else "a single number"
+        raise ValueError(
+            f"env: {name} of {_name(env)} must be {expected}; got one of shape "
+            f"{list(copy.shape)}: {copy.tolist()}."
+        )
+    if not np.isfinite(copy).all():
         raise ValueError(
             f"env: {name} of {_name(env)} must be finite; got {copy.tolist()}. The environment is "
             "at fault, or its simulation has diverged."
