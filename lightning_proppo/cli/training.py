@@ -39,6 +39,15 @@ class ProppoCLI(LightningCLI):
     """Lightning's command line for any LightningModule; says after ``fit`` where things lie."""
 
     _started = 0.0
+    _new_folders: tuple[Path, ...] = ()
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Run the command; a run that is refused before its first epoch leaves no folder."""
+        try:
+            super().__init__(*args, **options)
+        except BaseException:
+            self._remove_folders_without_a_run()
+            raise
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make a parser that suggests names for misspelt ones."""
@@ -75,8 +84,11 @@ class ProppoCLI(LightningCLI):
             raise SystemExit(USER_ERROR) from error
 
     def before_fit(self) -> None:
-        """Note the time."""
+        """Note the time, and which folders the loggers are going to make."""
         self._started = time.time()
+        found = [getattr(logger, "log_dir", None) for logger in self.trainer.loggers]
+        folders = dict.fromkeys(Path(each) for each in found if isinstance(each, str | Path))
+        self._new_folders = tuple(each for each in folders if not each.exists())
 
     def after_fit(self) -> None:
         """Say where the log, the checkpoints and the plots of this run are."""
@@ -84,6 +96,15 @@ class ProppoCLI(LightningCLI):
         log_dir = self.trainer.log_dir
         evaluable = hasattr(self.model, "evaluate_policy")
         _report_run(self.trainer, log_dir, self._started, evaluable)
+
+    def _remove_folders_without_a_run(self) -> None:
+        if not self._new_folders or not self.trainer.is_global_zero:
+            return
+        # Of what processes did that were spawned this one knows nothing.
+        spawned = type(self.trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher"
+        if not spawned and self.trainer.fit_loop.epoch_progress.current.ready == 0:
+            for folder in self._new_folders:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @rank_zero_only

@@ -395,6 +395,42 @@ def test_a_run_that_leaves_nothing_says_so_and_can_be_repeated(
     assert {path.name for path in folder.iterdir()} - {"__pycache__"} == {"a.yaml", "my_agents.py"}
 
 
+REFUSED = """
+class Refused(Agent):
+    def __init__(self, hook: str = "setup") -> None:
+        super().__init__()
+        setattr(self, hook, self.refuse)
+
+    def refuse(self, *args, **options):
+        raise ValueError("refused")
+"""
+
+
+@pytest.mark.parametrize("logger", ["TensorBoardLogger", "CSVLogger"])
+@pytest.mark.parametrize(
+    "hook", ["setup", "configure_optimizers", "on_fit_start", "train_dataloader", "training_step"]
+)
+def test_a_run_that_is_refused_before_it_begins_leaves_no_folder(
+    hook: str, logger: str, folder: Path
+) -> None:
+    (folder / "my_agents.py").write_text(MODULE + REFUSED)
+    options = {"class_path": logger, "init_args": {"save_dir": "runs", "name": "toy"}}
+    config = str(write_config(folder / "a.yaml", logger=options))
+    assert main(["fit", "--config", config]) == 0
+    before = sorted(folder.rglob("*"))
+    arguments = ["--model", "my_agents.Refused", "--model.hook", hook]
+    with pytest.raises(ValueError, match="refused"):
+        main(["fit", "--config", config, *arguments])
+    # What a run leaves that has begun may be of use, and so may the files of an earlier one.
+    began = hook == "training_step"
+    assert (folder / "runs" / "toy" / "version_1").exists() is began
+    if not began:
+        assert sorted(folder.rglob("*")) == before
+    with pytest.raises((RuntimeError, ValueError), match=r"NOT exist|refused"):
+        main(["fit", "--config", config, *arguments, "--trainer.logger.version=0"])
+    assert (folder / "runs" / "toy" / "version_0" / "curve.png").exists()
+
+
 def test_plots_of_an_earlier_run_are_not_told(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
