@@ -36,7 +36,10 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 class ProppoCLI(LightningCLI):
-    """Lightning's command line for any LightningModule; says after ``fit`` where things lie."""
+    """Lightning's command line for any LightningModule; says after ``fit`` where things lie.
+
+    A module may have saved its best state itself: its attribute ``best_checkpoint`` is that file.
+    """
 
     _started = 0.0
     _new_folders: tuple[Path, ...] = ()
@@ -112,6 +115,7 @@ def _report_run(trainer: pl.Trainer, log_dir: Any, started: float, evaluable: bo
     rows: list[tuple[str, str]] = []
     pictures: list[Path] = []
     checkpoints = _checkpoints(trainer)
+    best = [found for found in checkpoints if found.kind == "best"]
     if trainer.loggers and isinstance(log_dir, str | Path) and Path(log_dir).is_dir():
         rows.append(("log directory", str(log_dir)))
         if any(Path(log_dir).glob("events.out.tfevents.*")):
@@ -126,7 +130,7 @@ def _report_run(trainer: pl.Trainer, log_dir: Any, started: float, evaluable: bo
     if len(pictures) > PICTURES_LISTED:
         rows.append(("", f"... and {len(pictures) - PICTURES_LISTED} more"))
     if evaluable and checkpoints:
-        path = quote(checkpoints[-1].path)
+        path = quote((best or checkpoints)[-1].path)
         rows.append(("to evaluate", f"{_command(PROGRAM)} evaluate --ckpt {path}"))
     width = max(len(label) for label, _ in rows)
     lines = [f"  {label:<{width}}  {text}" for label, text in rows]
@@ -148,7 +152,7 @@ class _Checkpoint:
 
 
 def _checkpoints(trainer: pl.Trainer) -> list[_Checkpoint]:
-    """Return the checkpoint files of a run, the last one at the end."""
+    """Return the checkpoint files of a run."""
     files: list[_Checkpoint] = []
     for callback in trainer.checkpoint_callbacks:
         best = str(getattr(callback, "best_model_path", ""))
@@ -163,6 +167,10 @@ def _checkpoints(trainer: pl.Trainer) -> list[_Checkpoint]:
             last = best
         if last:
             files.append(_Checkpoint("last", _shortest(last)))
+    # What a module itself calls the best goes before what others do.
+    own = getattr(trainer.lightning_module, "best_checkpoint", None)
+    if own is not None and Path(own).is_file():
+        files.append(_Checkpoint("best", _shortest(str(own))))
     return files
 
 

@@ -82,7 +82,9 @@ def test_parts_of_a_file_are_trained_and_come_back(
     }
     (folder / "parts.yaml").write_text(yaml.safe_dump({"model": {"init_args": parts}}))
     assert main(["fit", "--config", CONFIG, "--config", "parts.yaml", *SMALL, *QUIET]) == 0
-    [path] = folder.rglob("*.ckpt")
+    said = capsys.readouterr().out
+    [path] = folder.rglob("best.ckpt")
+    assert f"evaluate --ckpt {path.relative_to(folder)}\n" in said
     module = load_module(path)
     assert isinstance(module, PILCO)
     assert isinstance(module.dynamics, EnsembleDynamics)
@@ -92,9 +94,10 @@ def test_parts_of_a_file_are_trained_and_come_back(
     assert isinstance(module.cost, SaturatingCost)
     assert module.cost.width == (0.5, float("inf"), 0.5, 9.0)
     assert "Namespace" not in str(torch.load(path, weights_only=True)["hyper_parameters"])
-    capsys.readouterr()
     assert main(["evaluate", "--ckpt", str(path), "--episodes", "1", "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["returns"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["returns", "success", "costs", "early_ends"]
+    assert [len(values) for values in found.values()] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -180,12 +180,13 @@ def test_an_environment_needs_its_id_and_a_horizon(tmp_path: Path) -> None:
     assert [t.real_return for t in module.trials] == [e.total for e in module.episodes]
 
 
-def test_rewards_of_a_cost_of_ones_own_are_its_own(tmp_path: Path) -> None:
+def test_costs_are_the_agents_own_and_returns_the_environments(tmp_path: Path) -> None:
     module = agent(cost=QuadraticCost((1.0, 0.0), weights=(1.0, 0.0)))
     train(module, tmp_path)
     for trial, episode in zip(module.trials, module.episodes, strict=True):
-        expected = -float((episode.observations[1:, 0] - 1).square().sum())
-        assert trial.real_return == pytest.approx(expected, rel=1e-4)
+        expected = float((episode.observations[1:, 0] - 1).square().sum())
+        assert trial.real_cost == pytest.approx(expected, rel=1e-4)
+        assert trial.real_return == episode.total
 
 
 def test_a_checkpoint_holds_all_parts_in_plain_values(tmp_path: Path) -> None:
@@ -201,7 +202,7 @@ def test_a_checkpoint_holds_all_parts_in_plain_values(tmp_path: Path) -> None:
     assert torch.equal(loaded.dynamics(x, u).mean, module.dynamics(x, u).mean)
     assert torch.equal(loaded.cost(x, u, x), module.cost(x, u, x))
     assert torch.equal(loaded.initial.std_value, module.initial.std_value)
-    assert loaded.evaluate_policy(1, seed=0)["success"] == [False]
+    assert loaded.evaluate_policy(1, seed=0)["success"] == [None]
 
 
 def test_a_description_will_do_for_a_part() -> None:

@@ -31,22 +31,47 @@ class Episode:
         observations: [H + 1, D].
         actions: [H, A].
         rewards: [H].
-        success: whether the environment called it one.
+        success: whether the environment called it one; None: it does not say.
+        terminated: whether what happened in the environment ended it, and not its time.
     """
 
     observations: Tensor
     actions: Tensor
     rewards: Tensor
-    success: bool
+    success: bool | None
+    terminated: bool = False
 
     @property
     def total(self) -> float:
         """The return: the sum of the rewards."""
         return float(self.rewards.sum())
 
+    def early_end(self, limit: int | None) -> str | None:
+        """Return how it ended before its time, in words; None if it did not.
+
+        Args:
+            limit: how many steps it could have had; None: that is not known.
+        """
+        steps = len(self.actions)
+        if steps == limit or (limit is None and not self.terminated):
+            return None
+        of_all = "" if limit is None else f" of {limit}"
+        return f"{'terminated' if self.terminated else 'truncated'} at step {steps}{of_all}"
+
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values, as a checkpoint keeps them."""
         return dict(vars(self))
+
+
+def in_words(early_end: str | None, success: bool | None) -> list[str]:
+    """Return what there is to be said of an episode's end: nothing, where nothing is known."""
+    said = {True: "success", False: "no success", None: None}[success]
+    return [words for words in (early_end, said) if words is not None]
+
+
+def step_limit(env: gymnasium.Env[Any, Any]) -> int | None:
+    """Return after how many steps an environment ends its episodes; None: it does not say."""
+    return None if env.spec is None else env.spec.max_episode_steps
 
 
 def collect_episode(
@@ -75,13 +100,14 @@ def collect_episode(
     _check_spaces(env, policy)
     if seed is not None:
         env.action_space.seed(seed)
-    observation, info = _call(env, "reset", seed=seed)
+    observation, _ = _call(env, "reset", seed=seed)
     shape = env.observation_space.shape
     observation = _copy_of(env, "the first observation", observation, shape)
     observations: list[Any] = [observation]
     actions: list[Any] = []
     rewards: list[float] = []
-    ended = False
+    success: bool | None = None
+    terminated = truncated = False
 
     def so_far() -> Episode:
         # An interrupt may come between two of these lists.
@@ -90,11 +116,12 @@ def collect_episode(
             observations=torch.as_tensor(np.stack(observations[: steps + 1]), dtype=torch.float64),
             actions=torch.as_tensor(np.stack(actions[:steps]), dtype=torch.float64),
             rewards=torch.tensor(rewards, dtype=torch.float64),
-            success=bool(info.get("success", False)),
+            success=success,
+            terminated=bool(terminated),
         )
 
     try:
-        while not ended:
+        while not (terminated or truncated):
             if policy is None:
                 action = env.action_space.sample()
             else:
@@ -108,7 +135,7 @@ def collect_episode(
             observations.append(observation)
             actions.append(action)
             rewards.append(float(_copy_of(env, f"the reward of step {step}", reward, ())))
-            ended = terminated or truncated
+            success = None if info.get("success") is None else bool(info["success"])
     # Also where the user ends it: a robot's steps are not to be had again.
     except BaseException:
         if rewards and broken_off is not None:

@@ -77,6 +77,19 @@ class Told(Agent):
         return {"returns": [float("nan")] * episodes, "success": [False] * episodes}
 
 
+class Telling(Agent):
+    def evaluate_policy(self, episodes, seed):
+        ends = ["terminated at step 3 of 9"] + [None] * (episodes - 1)
+        success = [None, True, False][:episodes]
+        return {
+            "returns": [94.5] * episodes,
+            "success": success if episodes > 1 else [None],
+            "costs": [float(i) for i in range(episodes)],
+            "early_ends": ends,
+            "note": "left out",
+        }
+
+
 class Silent(Agent):
     evaluate_policy = None
 
@@ -205,6 +218,30 @@ def test_a_module_that_asks_is_told_of_progress_and_nan_becomes_null(
     path = save(folder / "a.ckpt", "my_agents.Told")
     assert main(["evaluate", "--ckpt", str(path), "--episodes", "2", "--json"]) == 0
     assert capsys.readouterr().out == '{"returns": [null, null], "success": [false, false]}\n'
+
+
+def test_costs_and_early_ends_are_named_and_what_is_not_reported_is_not_counted(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save(folder / "a.ckpt", "my_agents.Telling")
+    assert main(["evaluate", "--ckpt", str(path), "--episodes", "3"]) == 0
+    assert capsys.readouterr().out == (
+        "episode      return        cost  success  early end\n"
+        "      1        94.5           0  -        terminated at step 3 of 9\n"
+        "      2        94.5           1  yes\n"
+        "      3        94.5           2  no\n"
+        "\n"
+        "return   94.5 (mean), 0 (standard deviation)\n"
+        "cost     1 (mean), 1 (standard deviation)\n"
+        "success  1 of 2 (50%); 1 not reported\n"
+    )
+    assert main(["evaluate", "--ckpt", str(path), "--episodes", "1"]) == 0
+    assert capsys.readouterr().out.endswith("success  not reported\n")
+    assert main(["evaluate", "--ckpt", str(path), "--episodes", "2", "--json"]) == 0
+    assert capsys.readouterr().out == (
+        '{"returns": [94.5, 94.5], "success": [null, true], "costs": [0.0, 1.0], '
+        '"early_ends": ["terminated at step 3 of 9", null]}\n'
+    )
 
 
 def test_hyper_parameters_reach_the_module(folder: Path) -> None:
