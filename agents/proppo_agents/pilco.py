@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from lightning_proppo import PropagationError, PropagationManager
 from lightning_proppo.callbacks.noise import NoiseStream
 from lightning_proppo.generators import isolated
-from lightning_proppo.installed_lightning import pl, rank_zero_info
+from lightning_proppo.installed_lightning import pl
 from proppo_agents.arguments import check_count, check_rate
 from proppo_agents.callbacks.base import tell_callbacks
 from proppo_agents.costs import Cost, EnvironmentCost, LearnedReward
@@ -50,6 +50,7 @@ from proppo_agents.policies import Policy, RBFPolicy
 from proppo_agents.ranks import empty_batches, made_by_first, mean_over_ranks, own_noise, share_of
 from proppo_agents.rollouts import roll_out
 from proppo_agents.watching.learning_curve import plot_trials
+from proppo_agents.watching.reports import report
 from proppo_agents.worlds import make_world
 
 _LAST = 10  # steps whose mean predicted cost is that of a trial
@@ -281,9 +282,9 @@ class PILCO(pl.LightningModule):
             if self.current_epoch > 0:
                 self.collect(policy=self.act)
             self.refit()
-            given_up = self._out_of_patience()
+            given_up = self.current_epoch > 0 and self._out_of_patience()
             if given_up:
-                rank_zero_info(
+                report(
                     f"Policy given up (patience {self.patience}): {best_so_far(self.trials)}. "
                     "A new one is drawn."
                 )
@@ -297,7 +298,6 @@ class PILCO(pl.LightningModule):
         loss, predicted_cost = self.predict()
         self._progress.predicted.append(predicted_cost)
         self.log("predicted/cost", predicted_cost, prog_bar=True, sync_dist=True)
-        self.log("real/cost", self.trials[-1].real_cost, prog_bar=True, logger=False)
         return loss
 
     def on_train_end(self) -> None:
@@ -340,7 +340,7 @@ class PILCO(pl.LightningModule):
         self.trials.append(trial)
         self._log_now(metrics)
         if self._trainer is not None:
-            rank_zero_info(f"Trial {len(self.trials) - 1}: {trial}.")
+            report(f"Trial {len(self.trials) - 1}: {trial}.")
         if policy is not None and keep_if_best(self._progress, self.trials, self.policy):
             save_best(self._trainer, self.best_checkpoint)
         return episode
@@ -445,7 +445,7 @@ class PILCO(pl.LightningModule):
             best = self._progress.best_trial
             if best is not None and best != len(self.trials) - 1:
                 self._put_in_place(self._progress.best_policy)
-                rank_zero_info(f"The policy of trial {best} is the best, and is put back.")
+                report(f"The policy of trial {best} is the best, and is put back.")
             self._progress.concluded = self.global_step
         save_best(self.trainer, self.best_checkpoint, again=False)
         folder = self.trainer.log_dir

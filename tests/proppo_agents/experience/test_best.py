@@ -66,7 +66,7 @@ def weights(agent: Any) -> Tensor:
     return nn.utils.parameters_to_vector(agent.policy.parameters()).detach().clone()
 
 
-def agent(patience: int | None = 1) -> PILCO:
+def agent(**changes: Any) -> PILCO:
     pl.seed_everything(0, verbose=False)
     return PILCO(
         "Outcomes-v0",
@@ -77,7 +77,7 @@ def agent(patience: int | None = 1) -> PILCO:
         particles=4,
         steps=2,
         candidates=2,
-        patience=patience,
+        **changes,
     )
 
 
@@ -135,6 +135,17 @@ def test_the_policy_that_solved_the_task_is_given_back_and_saved(
         f"Trial 4: {module.trials[4]}.",
         "The policy of trial 2 is the best, and is put back.",
     ]
+
+
+def test_random_actions_are_no_policy_to_be_given_up_or_to_be_the_best(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = agent(random_episodes=2)
+    with caplog.at_level(logging.INFO):
+        policies = fit(module, tmp_path, [SOLVED[2], SOLVED[0], SOLVED[0]], epochs=1)
+    assert [trial.real_return for trial in module.trials] == [97, -6, -6]
+    assert torch.equal(weights(module), policies[2])
+    assert "given up" not in caplog.text
 
 
 def test_a_run_that_goes_on_keeps_its_best_policy(tmp_path: Path) -> None:
