@@ -19,5 +19,5 @@ def test_a_report_stands_on_a_line_of_its_own(
         capsys.readouterr()
         report("Trial 0: return 1.")
     assert caplog.messages == ["Trial 0: return 1."]
-    told = capsys.readouterr().err.replace("\r", "\n")
-    assert told.startswith("\n" + 40 * " " + "\n")
+    shown = capsys.readouterr().err.replace("\r", "\n")
+    assert shown.startswith("\n" + 40 * " " + "\n")
