@@ -296,8 +296,10 @@ def test_one_small_collective_a_node(key: Any, results: list[dict[str, Any]]) ->
         assert backward == 0
     else:
         nodes = HORIZON + costs
-        per_sample = 3 if "cross-fitted" in case else 1  # each half's mean, and its variances
-        guard = 2  # for the whole pass: what came before the samples, and the differences
+        # Each half's mean, and its variances; with expanded parameters, the guard's besides.
+        per_sample = 3 if "cross-fitted" in case else 2 if model == "expanded" else 1
+        # For the whole pass: what came before the samples, and the differences, of each kind.
+        guard = 4
         assert backward <= per_sample * HORIZON + guard + shaped * nodes
     assert max(forward_bytes, backward_bytes) < 2000
 
