@@ -94,6 +94,10 @@ class TPBase(Propagator):
     left behind at the node where it did. The weights are computed from the particles that they
     weigh, which biases the estimate by O(1/P); see ``weighting``.
 
+    RP is biased where costs or dynamics jump. The ``guard`` gives RP's weight to LR where the two
+    disagree beyond their noise. It needs noise between a parameter and the jump, or LR is wrong
+    too, and particles enough for LR to see the bias.
+
     Args:
         var_weighting_func: a function of two lists of per-particle gradients [P, ...] that returns
             their two weights; only for targets that are expanded tensors.
@@ -161,8 +165,8 @@ class TPBase(Propagator):
             noise: ``"independent"`` or ``"quasi-random"``
                 (:func:`~lightning_proppo.mathematics.quasi.quasi_random_normal`; for normal
                 samples).
-            guard: lean to LR where RP disagrees with it beyond their noise, as at a jump in the
-                costs or the dynamics (:mod:`~lightning_proppo.propagators.guard`).
+            guard: leave to LR the samples at which RP disagrees with it beyond their noise, as at a
+                jump in the costs or the dynamics.
 
         Raises:
             TypeError: if the distribution has no ``rsample`` or is not described, or for a wrong
