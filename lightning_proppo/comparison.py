@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,12 @@ from torch import Tensor
 
 from lightning_proppo.engine.backward_pass import BackwardPass
 from lightning_proppo.engine.cuts import is_cut
-from lightning_proppo.mathematics.accuracy import squared_norm, trace_of_covariance
+from lightning_proppo.mathematics.accuracy import (
+    squared_norm,
+    squared_signal,
+    standard_errors,
+    trace_of_covariance,
+)
 from lightning_proppo.per_particle import Answers, ParameterUses, find_parameter_uses
 from lightning_proppo.per_particle.plans import Graph, Plan
 from lightning_proppo.per_particle.remembering import RememberingUses
@@ -37,6 +43,34 @@ class Estimate:
 
 
 @dataclass(frozen=True, eq=False)
+class Difference:
+    r"""RP's batch-mean gradient less LR's, whose expectation is RP's bias.
+
+    Attributes:
+        vector: :math:`\hat d`, over the chosen parameters, flat, in float64.
+        variance: :math:`\mathrm{tr}\, \mathrm{Cov}[\hat d]`.
+    """
+
+    vector: Tensor
+    variance: float
+
+    @property
+    def squared_norm(self) -> float:
+        r""":math:`|\hat d|^2`."""
+        return squared_norm([self.vector])
+
+    @property
+    def bias(self) -> float:
+        r"""RP's, :math:`\sqrt{\max(|\hat d|^2 - V, 0)}`."""
+        return math.sqrt(max(squared_signal(self.squared_norm, self.variance), 0.0))
+
+    @property
+    def standard_errors(self) -> float:
+        r""":math:`z = |\hat d| / \sqrt{V}`."""
+        return standard_errors(self.squared_norm, self.variance)
+
+
+@dataclass(frozen=True, eq=False)
 class Findings:
     """What was found in one rollout.
 
@@ -48,6 +82,7 @@ class Findings:
         lr_weight: TP's weight on LR, the mean over each time step's samples, [H]; empty without TP.
         rows: what H counts: ``"time step"``, or ``"sample"`` where samples do not tell.
         missing: why there is nothing of an estimator, by its name.
+        difference: None without RP, LR, or parameters.
     """
 
     particles: int
@@ -56,6 +91,7 @@ class Findings:
     lr_weight: Tensor
     rows: str
     missing: dict[str, str]
+    difference: Difference | None
 
 
 @dataclass(frozen=True)
@@ -271,7 +307,17 @@ class Comparison:
             else torch.zeros(0, dtype=torch.float64),
             rows,
             dict(self.missing),
+            self._difference(gradients) if {"RP", "LR"} <= set(estimates) else None,
         )
+
+    def _difference(self, gradients: RolloutGradients) -> Difference | None:
+        numbers = self._numbers["RP"], self._numbers["LR"]
+        parts = [part.double() for part in gradients.difference(*numbers).values()]
+        if not parts:
+            return None
+        squares = gradients.squares_of_difference(*numbers)
+        variance = float(trace_of_covariance(squares, gradients.particles))
+        return Difference(torch.cat(parts), variance)
 
 
 def time_steps(kinds: Sequence[Kind]) -> list[int]:

@@ -18,7 +18,7 @@ from lightning_proppo.callbacks.outside import (
 )
 from lightning_proppo.callbacks.successive import STEPS, SuccessiveGradients
 from lightning_proppo.callbacks.tensorboard import TensorBoardPages, lay_out, tensorboard_writers
-from lightning_proppo.comparison import COMPARABLE, Comparison, Findings
+from lightning_proppo.comparison import COMPARABLE, Comparison, Difference, Findings
 from lightning_proppo.errors import add_note, check_choice
 from lightning_proppo.installed_lightning import pl, rank_zero_warn
 from lightning_proppo.manager import PropagationManager
@@ -44,6 +44,10 @@ class VarianceMonitor(pl.Callback):
     - ``particles_needed/...``: how many particles that estimator needs to be as accurate as the one
       in use is with those of the batch, :math:`P V_{other} / V_{used}`;
     - ``not_finite/...``: how many particles have a gradient that is not finite;
+    - ``bias/RP``: RP's bias, :math:`\sqrt{\max(|\hat d|^2 - V_d, 0)}`, where :math:`\hat d` is RP's
+      gradient less LR's and :math:`V_d` its variance: both estimate the same gradient, but RP
+      misses what happens where the costs or the dynamics jump;
+    - ``disagreement/RP``: :math:`z = |\hat d| / \sqrt{V_d}`, about one without a bias;
 
     and under ``gradient/variance``, ``gradient/snr``, ``gradient/norm`` and ``gradient/not_finite``
     those of the estimator in use. TensorBoard also gets TP's weight on LR and both variances by
@@ -361,6 +365,10 @@ class VarianceMonitor(pl.Callback):
                 particles, variance[used], variance[name]
             )
             metrics[f"not_finite/{name}"] = wrong[name] * trainer.world_size
+        difference = _of_all_ranks(trainer, pl_module, findings.difference)
+        if difference is not None:
+            metrics["bias/RP"] = difference.bias
+            metrics["disagreement/RP"] = difference.standard_errors
         of_used = {
             "gradient/variance": metrics[f"variance/{used}"],
             "gradient/snr": metrics[f"snr/{used}"],
@@ -449,11 +457,25 @@ def _logged_step(trainer: Any) -> int:
 
 
 def _mean_over_ranks(trainer: Any, pl_module: Any, numbers: Iterable[float]) -> list[float]:
-    numbers = list(numbers)
+    tensor = torch.tensor([*numbers], dtype=torch.float64)
+    return _mean_tensor(trainer, pl_module, tensor).tolist()
+
+
+def _mean_tensor(trainer: Any, pl_module: Any, own: Tensor) -> Tensor:
+    """Return the mean over the ranks, which must have tensors of one shape."""
     if trainer.world_size == 1:
-        return numbers
-    tensor = torch.tensor(numbers, dtype=torch.float64, device=pl_module.device)
-    return [float(x) for x in trainer.strategy.reduce(tensor, reduce_op="mean")]
+        return own
+    found: Tensor = trainer.strategy.reduce(own.to(pl_module.device), reduce_op="mean")
+    return found
+
+
+def _of_all_ranks(trainer: Any, pl_module: Any, own: Difference | None) -> Difference | None:
+    """Return the difference of the mean over ranks' gradients."""
+    if own is None:
+        return None
+    vector = _mean_tensor(trainer, pl_module, own.vector)
+    (variance,) = _mean_over_ranks(trainer, pl_module, [own.variance])
+    return Difference(vector, variance / trainer.world_size)
 
 
 _warned: set[str] = set()

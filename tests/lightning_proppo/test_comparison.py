@@ -252,6 +252,43 @@ def test_small_parameters_are_without_an_error(monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(sums.sum(0), total.flatten())
 
 
+def test_the_difference_is_that_among_particles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With RP's and LR's covariance: costs' own gradients, which both have, are none of it."""
+    for module in (sketches, rollouts):
+        monkeypatch.setattr(module, "EXACT", 1000)
+    walker = Walker(particles=20)
+    for used in COMPARABLE:
+        torch.manual_seed(9)
+        findings, comparison, _ = compare(walker, used)
+        rp, lr, _ = by_hand(walker, 9)
+        expected = (rp - lr).var(0).sum() / walker.particles
+        assert findings.difference is not None
+        assert findings.difference.variance == pytest.approx(float(expected), rel=1e-9)
+        assert sum(findings.estimates[name].variance for name in ("RP", "LR")) != pytest.approx(
+            float(expected), rel=1e-3
+        )
+        totals = comparison._gradients.difference(0, 1)
+        found = torch.cat([totals[id(p)] for p in walker.parameters])
+        torch.testing.assert_close(found, (rp - lr).mean(0), rtol=1e-9, atol=1e-12)
+        norm = (rp - lr).mean(0).norm()
+        torch.testing.assert_close(findings.difference.vector.norm(), norm)
+
+
+def test_the_difference_of_large_parameters_is_sketched() -> None:
+    """So many sketches leave an error of about 1 %."""
+    walker = Walker(particles=20)
+    torch.manual_seed(8)
+    findings, _, _ = compare(walker, "TP", copies=400)
+    rp, lr, _ = by_hand(walker, 8)
+    expected = (rp - lr).var(0).sum() / walker.particles
+    assert findings.difference.variance == pytest.approx(float(expected), rel=0.03)
+
+
+@pytest.mark.parametrize("names", [("LR", "TP"), ("RP", "TP")])
+def test_there_is_no_difference_of_one(names: Sequence[str]) -> None:
+    assert compare(Walker(particles=20), "TP", names)[0].difference is None
+
+
 def test_variances_by_time_step_are_in_the_rollouts_order() -> None:
     walker = Walker(particles=20)
     torch.manual_seed(10)

@@ -32,6 +32,7 @@ from ...quiet import QUIET
 PARTICLES = 16
 COMPARABLE = ("RP", "LR", "TP")
 KINDS = ("variance", "snr", "gradient_norm", "particles_needed", "not_finite")
+OF_RP = ("bias/RP", "disagreement/RP")
 OF_USED = ("gradient/variance", "gradient/snr", "gradient/norm", "gradient/not_finite")
 Z = 4.0  # two-sided; one in 15,000 by chance
 
@@ -122,7 +123,7 @@ def test_scalars_reach_any_logger(pl: ModuleType, estimator: str) -> None:
     fit(pl, make_module(pl), [PropagationCallback(estimator), monitor], logger)
     rows = [(step, found) for step, found in logger.rows if "gradient/variance" in found]
     assert [step for step, _ in rows] == [0, 2]
-    expected = {*OF_USED, *(f"{kind}/{name}" for kind in KINDS for name in COMPARABLE)}
+    expected = {*OF_USED, *OF_RP, *(f"{kind}/{name}" for kind in KINDS for name in COMPARABLE)}
     for _, found in rows:
         assert set(found) == expected
         assert all(isinstance(value, float) and math.isfinite(value) for value in found.values())
@@ -134,6 +135,60 @@ def test_scalars_reach_any_logger(pl: ModuleType, estimator: str) -> None:
         expected_snr = max(norm**2 - variance, 0) / variance
         assert found["gradient/snr"] == pytest.approx(expected_snr, rel=1e-4)
     assert monitor.last == rows[-1][1]
+
+
+def make_wall(pl: ModuleType, smooth: bool = False, batches: int = 4) -> Any:
+    """Return a module whose dynamics jump: x is thrown back to 0.2 beyond 0.5.
+
+    RP's gradient is -2.29, the true one -1.457.
+    """
+
+    class Wall(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.theta = nn.Parameter(torch.tensor(0.2))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            del batch, batch_idx
+            x = torch.zeros(1000, 1)
+            for _ in range(10):
+                away = torch.where(x > (torch.inf if smooth else 0.5), 0.2, 0.9 * x)
+                x = self.manager.sample(Normal(away + self.theta, 0.2))
+            return self.manager.loss((x - 1.0).square())
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+        def train_dataloader(self) -> Any:
+            return DataLoader(range(batches), batch_size=1)
+
+    return Wall()
+
+
+def rows_of(pl: ModuleType, module: Any, estimator: str, name: str) -> Tensor:
+    """Return what every step logs under a name."""
+    logger = make_recorder(pl)
+    fit(pl, module, [PropagationCallback(estimator), VarianceMonitor(every_n_steps=1)], logger)
+    return torch.tensor([found[name] for _, found in logger.rows if name in found])
+
+
+def test_the_bias_of_a_jump_is_shown(one_pl: ModuleType) -> None:
+    found = rows_of(one_pl, make_wall(one_pl, batches=30), "RP", "bias/RP")
+    error = float(found.std()) / len(found) ** 0.5
+    assert abs(float(found.mean()) - (2.29 - 1.457)) < Z * error + 0.005  # its rounding
+
+
+def test_without_a_jump_the_difference_has_the_length_of_its_noise(one_pl: ModuleType) -> None:
+    module = make_wall(one_pl, smooth=True, batches=60)
+    squares = rows_of(one_pl, module, "RP", "disagreement/RP").square()
+    error = float(squares.std()) / len(squares) ** 0.5
+    assert abs(float(squares.mean()) - 1) < Z * error
+
+
+def test_there_is_no_bias_to_be_seen_without_lr(one_pl: ModuleType) -> None:
+    monitor = VarianceMonitor(every_n_steps=1, compare=["RP"])
+    fit(one_pl, make_module(one_pl), [PropagationCallback("RP"), monitor])
+    assert not set(OF_RP) & set(monitor.last)
 
 
 def test_csv_gets_scalars(one_pl: ModuleType, tmp_path: Path) -> None:
