@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_proppo.callbacks.alarms import Alarm
+from lightning_proppo.callbacks.alarms import Alarm, Disagreement, Words
 from lightning_proppo.callbacks.outside import (
     SteppedParameters,
     hint_at_outside,
@@ -67,7 +67,9 @@ class VarianceMonitor(pl.Callback):
         compare: the estimators to compare.
         parameters: names of parameters or submodules that the variance is of; None: all that the
             rollout reaches.
-        alarm: what happens when the gradient is noise: None for nothing, ``"warn"``, or ``"stop"``.
+        alarm: what happens when the gradient is noise, or wrong because RP misses a jump: None for
+            nothing, ``"warn"``, or ``"stop"``. Where RP misses a jump but TP's guard does not, or
+            LR is in use, ``"stop"`` warns only.
         min_snr: the alarm's threshold for the signal-to-noise ratio.
         max_rp_ratio: where RP is in use, its variance raises the alarm at so many times LR's.
         patience: how many looks must find it so; the ratio is that of all of them together.
@@ -241,10 +243,10 @@ class VarianceMonitor(pl.Callback):
     ) -> None:
         """Log what was found."""
         del outputs, batch, batch_idx
-        comparison = self._comparison
+        comparison, own = self._comparison, self._own
         self._give_back()
-        if comparison is not None:
-            findings = comparison.findings()
+        if comparison is not None and own is not None:
+            findings = comparison.findings(own[0].disagreement)
             if findings is not None:
                 self._report(trainer, pl_module, comparison, findings)
                 self._hint(trainer, pl_module, comparison)
@@ -376,16 +378,27 @@ class VarianceMonitor(pl.Callback):
             "gradient/not_finite": metrics[f"not_finite/{used}"],
         }
         self._log(trainer, {**of_used, **metrics})
+        # Of the mean over all ranks, as the totals are.
+        shown = replace(
+            findings,
+            variances={k: v / trainer.world_size for k, v in findings.variances.items()},
+            disagreement=_mean_tensor(trainer, pl_module, findings.disagreement).cpu(),
+        )
         if trainer.is_global_zero:
             writers = tensorboard_writers(trainer)
-            # Of the mean over all ranks, as the totals are.
-            shares = {k: v / trainer.world_size for k, v in findings.variances.items()}
-            shown = replace(findings, variances=shares)
             self._pages.show(writers, self._logged_step, shown, metrics)
         ratio = None
         if used == "RP" and variance.get("LR", 0.0) > 0:
             ratio = variance["RP"] / variance["LR"]
-        self._say(trainer, self.alarm.check(signal[used], variance[used], ratio))
+        disagreement = Disagreement(
+            used,
+            findings.guarded,
+            None if difference is None else difference.folded(),
+            particles,
+            shown.disagreement,
+            findings.rows,
+        )
+        self._say(trainer, self.alarm.check(signal[used], variance[used], ratio, disagreement))
 
     def _hint(self, trainer: Any, pl_module: Any, comparison: Comparison) -> None:
         """Say which parameters TP had better not weigh at."""
@@ -415,12 +428,13 @@ class VarianceMonitor(pl.Callback):
         self._log(trainer, of_used)
         self._say(trainer, self.alarm.check(signal, found.variance))
 
-    def _say(self, trainer: Any, found: Sequence[str]) -> None:
+    def _say(self, trainer: Any, found: Sequence[Words]) -> None:
         """Warn, and stop the training if that is wanted."""
         for words in found:
-            stops = "stops the training" if self.alarm.action == "stop" else "warns"
-            rank_zero_warn(f"{self._title()} {stops} at step {self._logged_step}: {words}")
-            if self.alarm.action == "stop":
+            stops = self.alarm.action == "stop" and not words.harmless
+            does = "stops the training" if stops else "warns"
+            rank_zero_warn(f"{self._title()} {does} at step {self._logged_step}: {words.text}")
+            if stops:
                 trainer.should_stop = True
 
     def _log(self, trainer: Any, metrics: dict[str, float]) -> None:
