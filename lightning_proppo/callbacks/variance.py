@@ -51,9 +51,9 @@ class VarianceMonitor(pl.Callback):
 
     and under ``gradient/variance``, ``gradient/snr``, ``gradient/norm`` and ``gradient/not_finite``
     those of the estimator in use. TensorBoard also gets TP's weight on LR and both variances by
-    time step, as histograms and as an image. The gradient itself is left as it is. The step that
-    numbers are logged at is that of the module's own ``self.log``, so that their rows join: it
-    counts batches after which an optimizer stepped, however many did.
+    time step, as histograms and as images, and where RP and LR disagree. The gradient itself is
+    left as it is. The step that numbers are logged at is that of the module's own ``self.log``, so
+    that their rows join: it counts batches after which an optimizer stepped, however many did.
 
     With a manager whose estimator is ``"RP"``, ``"LR"``, ``"TP"`` or ``"TPX"``, the rollout of that
     step is recorded in a way that all of them can be had from; other steps run as they always do.
@@ -72,7 +72,8 @@ class VarianceMonitor(pl.Callback):
             LR is in use, ``"stop"`` warns only.
         min_snr: the alarm's threshold for the signal-to-noise ratio.
         max_rp_ratio: where RP is in use, its variance raises the alarm at so many times LR's.
-        patience: how many looks must find it so; the ratio is that of all of them together.
+        patience: how many looks must find it so; the ratio, and the difference of RP and LR, are
+            those of all of them together.
         attribute: the module's attribute that holds the manager.
         sketches: random projections of each particle's gradient at parameters of more than 32
             elements; more are more exact and cost more.
