@@ -50,7 +50,7 @@ FIELDS = (
     "later_error",
     "later_std",
 )
-# Name: estimator, options, and whether the sample must be the whole state.
+# Name: estimator, options, and whether it shares samples, for problems that allow it.
 ESTIMATORS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "LR": ("LR", {}, False),
     "RP": ("RP", {}, False),

@@ -31,7 +31,7 @@ class Problem:
         name: as the table has it.
         parameter: where the gradient is taken.
         costs: the rollout, from parameter, zeros [P] and ``draw``.
-        markov: whether each sample is the whole state.
+        markov: whether costs depend on the past through each sample alone, as sharing assumes.
     """
 
     name: str
@@ -162,11 +162,11 @@ PROBLEMS = (
     Problem("step after a chain", 0.1, step_after_chain, markov=True),
     Problem("wall", 0.2, wall, markov=True),
     Problem("Coulomb friction", 0.8, coulomb_friction),
-    Problem("relay in the loop", 0.8, relay, markov=True),
-    Problem("tube", 0.3, tube, markov=True),
+    Problem("relay in the loop", 0.8, relay),
+    Problem("tube", 0.3, tube),
     Problem("ball at a floor", -0.6, ball_at_floor),
     Problem("clipped action", 0.8, clipped_action),
-    Problem("quantized sensor", 0.5, quantized_sensor, markov=True),
+    Problem("quantized sensor", 0.5, quantized_sensor),
     Problem("stick-slip", 0.5, stick_slip),
     Problem("terminating episode", 0.6, terminating_episode),
     Problem("hopping mass", 4.0, hopping_mass),

@@ -35,7 +35,7 @@ import yaml
 from tqdm import tqdm
 
 FIELDS = ["config", "options", "estimator", "seed", "trials", "first_success", "experience_seconds"]
-FIELDS += ["successes", "final_successes", "final_return", "wall_seconds", "returns"]
+FIELDS += ["successes", "final_successes", "final_return", "wall_seconds", "costs"]
 EPISODES, LEARNED = 20, 18
 # Okabe and Ito's colours.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -71,7 +71,7 @@ def run(config: Path, estimator: str, seed: int, options: Sequence[str]) -> dict
         evaluated = json.loads(told.splitlines()[-1])
         with (found / "metrics.csv").open() as file:
             rows = list(csv.DictReader(file))
-    returns = [float(row["real/return"]) for row in rows if row.get("real/return")]
+    costs = [float(row["real/cost"]) for row in rows if row.get("real/cost")]
     success = [float(row["real/success"]) for row in rows if row.get("real/success")]
     first = next((k for k, succeeded in enumerate(success) if succeeded), None)
     return {
@@ -79,14 +79,14 @@ def run(config: Path, estimator: str, seed: int, options: Sequence[str]) -> dict
         "options": " ".join(options),
         "estimator": estimator,
         "seed": seed,
-        "trials": len(returns),
+        "trials": len(costs),
         "first_success": "" if first is None else first,
         "experience_seconds": "" if first is None else (first + 1) * seconds_of_episode(config),
         "successes": int(sum(success)),
         "final_successes": sum(evaluated["success"]),
         "final_return": statistics.mean(evaluated["returns"]),
         "wall_seconds": wall,
-        "returns": " ".join(f"{value:.4g}" for value in returns),
+        "costs": " ".join(f"{value:.4g}" for value in costs),
     }
 
 
@@ -187,7 +187,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def draw(rows: Sequence[dict[str, str]], path: Path) -> None:
-    """Draw the real return against the trial, a panel for each task.
+    """Draw the real cost against the trial, a panel for each task.
 
     A line is the median over seeds, a band its quartiles, a colour an estimator.
     """
@@ -212,7 +212,7 @@ def draw(rows: Sequence[dict[str, str]], path: Path) -> None:
     for ax, (task, lines_of) in zip(axes.flat, panels.items(), strict=False):
         for estimator, own in lines_of.items():
             number = names.index(estimator)
-            curves = [[float(value) for value in row["returns"].split()] for row in own]
+            curves = [[float(value) for value in row["costs"].split()] for row in own]
             trials = range(min(map(len, curves)))
             at = [sorted(curve[k] for curve in curves) for k in trials]
             style = {
@@ -228,7 +228,7 @@ def draw(rows: Sequence[dict[str, str]], path: Path) -> None:
                 ax.fill_between(trials, low, high, color=style["color"], alpha=0.15, linewidth=0)
         ax.set_title(task, fontsize=10)
         ax.set_xlabel("episode (the first with random actions)")
-        ax.set_ylabel("return, by the agent's cost")
+        ax.set_ylabel("cost of an episode")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)

@@ -9,7 +9,7 @@ controller, cost and imagined environment are run as in its example of PILCO,
 cost, propagated by analytic moment matching (Deisenroth and Rasmussen 2011), and an episode of the
 new controller. Episodes are of the same environment, as many and as long as our agent's, the first
 one with random actions, and success is the environment's verdict. Lines have the fields of
-``benchmarks.pilco``; returns are sums of the environment's rewards.
+``benchmarks.pilco``; costs are the environment's.
 
 ``--settings example`` takes what the example's configuration says, with the environment's own start
 and as many steps as ours. ``--settings tuned`` takes what our agent does, as far as there is such a
@@ -240,7 +240,7 @@ def run(arguments: argparse.Namespace, seed: int, bar: tqdm[Any]) -> dict[str, A
         "final_successes": sum(episode.success for episode in evaluated),
         "final_return": statistics.mean(episode.total for episode in evaluated),
         "wall_seconds": wall,
-        "returns": " ".join(f"{episode.total:.4g}" for episode in episodes),
+        "costs": " ".join(f"{len(e.rewards) - e.total:.4g}" for e in episodes),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -45,7 +45,6 @@ class AtParameters:
     lr_weight: Tensor
     particles: int
     ranks: Ranks
-    coordinates: ClassVar[int] = 1
 
     @property
     def kind(self) -> tuple[int, ...]:
@@ -76,7 +75,7 @@ class AtSamples:
     @property
     def kind(self) -> tuple[int, ...]:
         """What samples whose evidence is pooled have in common."""
-        return (*self.rows.shape, self.past.shape[1])
+        return (self.rows.shape[1], self.past.shape[1])
 
     @property
     def coordinates(self) -> int:
@@ -144,12 +143,14 @@ class DisagreementMemory:
         """Begin with an empty memory."""
         self.gradients = 0
         self._noise = 0.0  # the variance of an average in units of a single difference's
+        self._nodes = 0  # of the rollout
         self._kinds: list[tuple[int, ...]] = []  # of each sample
         self._averages: dict[tuple[int, ...], _Averages] = {}
 
-    def begin(self) -> Look:
-        """Return what a backward pass asks, and adds to."""
-        return Look(self._doubts() if self.gradients else None)
+    def begin(self, nodes: int) -> Look:
+        """Return what a backward pass over a rollout of so many nodes asks, and adds to."""
+        known = self.gradients > 0 and nodes == self._nodes
+        return Look(nodes, self._doubts() if known else None)
 
     @torch.no_grad()
     def keep(self, look: Look) -> None:
@@ -157,9 +158,9 @@ class DisagreementMemory:
         kinds, found = look.finish()
         if not kinds:  # no estimator that mixes has run
             return
-        if kinds != self._kinds:
+        if kinds != self._kinds or look.nodes != self._nodes:
             self.forget()
-            self._kinds = kinds
+            self._kinds, self._nodes = kinds, look.nodes
         self.gradients += 1
         share = max(1 / self.gradients, 2 / (GRADIENTS + 1))
         self._noise = (1 - share) ** 2 * self._noise + share**2
@@ -177,9 +178,9 @@ class DisagreementMemory:
         least = limit(average.lr_weight, average.units.shape[1])
         return average.units.square().sum(-1) > least * self._noise
 
-    def _doubts(self) -> dict[int, Tensor]:
-        """Return the doubt in RP at each sample, by its number, [n]."""
-        found: dict[int, Tensor] = {}
+    def _doubts(self) -> list[tuple[tuple[int, ...], Tensor]]:
+        """Return each sample's kind, and the doubt in RP there, [n]."""
+        found = {}
         for kind, average in self._averages.items():
             alone = self._alone(average)
             own = average.units.square().sum(-1) - self._noise
@@ -191,8 +192,8 @@ class DisagreementMemory:
             beyond = squares > limit(average.lr_weight, alone.shape[1]) * noise
             pooled = (squares - noise) / members.clamp_min(1.0) * beyond
             doubts = _of_coordinates(torch.where(alone, own, pooled), kind)
-            found.update(zip(self._numbers(kind), doubts.unbind(), strict=True))
-        return found
+            found[kind] = iter(doubts.unbind())
+        return [(kind, next(found[kind])) for kind in self._kinds]
 
     @torch.no_grad()
     def standard_errors(self) -> Tensor:
@@ -201,23 +202,19 @@ class DisagreementMemory:
         The first sample of the rollout comes first. Of a sample's groups the largest counts.
         Nothing is waited for: the values may still be on their way from a GPU.
         """
-        found: dict[int, Tensor] = {}
+        found = {}
         for kind, average in self._averages.items():
             squares = average.units.square().sum(-1).amax(1) / self._noise
-            found.update(zip(self._numbers(kind), squares.sqrt().unbind(), strict=True))
-        if not found:
-            return torch.zeros(0, dtype=torch.float64)
-        return torch.stack([found[number] for number in sorted(found, reverse=True)])
-
-    def _numbers(self, kind: tuple[int, ...]) -> list[int]:
-        """Return which samples are of a kind."""
-        return [number for number, other in enumerate(self._kinds) if other == kind]
+            found[kind] = iter(squares.sqrt().flip(0).unbind())
+        errors = [next(found[kind]) for kind in reversed(self._kinds)]
+        return torch.stack(errors) if errors else torch.zeros(0, dtype=torch.float64)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the memory as tensors and plain values."""
         return {
             "gradients": self.gradients,
             "noise": self._noise,
+            "nodes": self._nodes,
             "kinds": [list(kind) for kind in self._kinds],
             "averages": [list(self._averages[kind]) for kind in dict.fromkeys(self._kinds)],
         }
@@ -230,6 +227,7 @@ class DisagreementMemory:
             device: the particles'.
         """
         self.gradients, self._noise = state["gradients"], state["noise"]
+        self._nodes = state["nodes"]
         self._kinds = [tuple(kind) for kind in state["kinds"]]
         averages = [_Averages(*[x.to(device) for x in xs]) for xs in state["averages"]]
         self._averages = dict(zip(dict.fromkeys(self._kinds), averages, strict=True))
@@ -242,11 +240,15 @@ class Look:
     without one asks its own evidence, and that of the time steps that follow.
 
     Args:
-        remembered: the doubt in RP at each sample, by its number from the end of the rollout; None
+        nodes: of the rollout.
+        remembered: each sample's kind, and the doubt in RP there, from the end of the rollout; None
             without a memory.
     """
 
-    def __init__(self, remembered: Mapping[int, Tensor] | None = None) -> None:
+    def __init__(
+        self, nodes: int = 0, remembered: Sequence[tuple[tuple[int, ...], Tensor]] | None = None
+    ) -> None:
+        self.nodes = nodes
         self._remembered = remembered
         self._kinds: list[tuple[int, ...]] = []
         self._waiting: dict[tuple[int, ...], list[Evidence]] = {}
@@ -273,8 +275,10 @@ class Look:
             return self._doubt_alone(evidence)
         if self._numbers > WAITING:
             self._reduce()
-        before = self._remembered.get(number)
-        return before if before is not None and len(before) == evidence.coordinates else None
+        if number >= len(self._remembered):
+            return None
+        kind, doubt = self._remembered[number]
+        return doubt if kind == evidence.kind else None
 
     def finish(self) -> tuple[list[tuple[int, ...]], dict[tuple[int, ...], Differences]]:
         """Return each sample's kind, and the differences of all samples of each kind."""
@@ -312,7 +316,7 @@ def _of_coordinates(bias: Tensor, kind: tuple[int, ...]) -> Tensor:
     Of a coordinate's features the most biased one counts.
     """
     if len(kind) > 1:
-        bias = bias.unflatten(1, (kind[1], -1)).amax(-1)
+        bias = bias.unflatten(1, (kind[0], -1)).amax(-1)
     return doubt(bias, GRADIENTS)
 
 

@@ -36,7 +36,7 @@ main([
     "--trainer.enable_progress_bar=false", "--model.particles=8", "--model.steps=2",
     "--model.candidates=1", "--model.dynamics=GPDynamics", "--model.dynamics.steps=2",
 ])
-[checkpoint] = folder.rglob("*.ckpt")
+[checkpoint] = folder.rglob("best.ckpt")
 main(["evaluate", "--ckpt", str(checkpoint), "--episodes", "1"])
 bases = [c.__module__.partition(".")[0] for c in proppo_agents.PILCO.__mro__]
 print(json.dumps({"name": pl.__name__, "bases": bases, "monitor": [

@@ -54,7 +54,7 @@ def test_two_nodes_train_together(ended: tuple[Ended, Path]) -> None:
     assert run.stdout.count("Trained for 2 epochs, 6 steps.") == 1
     (metrics,) = folder.rglob("metrics.csv")
     with metrics.open() as file:
-        predicted = [row["predicted/return"] for row in csv.DictReader(file)]
+        predicted = [row["predicted/cost"] for row in csv.DictReader(file)]
     assert sum(bool(value) for value in predicted) == 6
-    (checkpoint,) = folder.rglob("*.ckpt")
+    (checkpoint,) = folder.rglob("checkpoints/*.ckpt")
     assert len(torch.load(checkpoint, weights_only=True)["episodes"]) == 2

@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader
 from lightning_proppo import PropagationError, PropagationManager
 from lightning_proppo.callbacks.noise import NoiseStream
 from lightning_proppo.generators import isolated
-from lightning_proppo.installed_lightning import pl, rank_zero_info
+from lightning_proppo.installed_lightning import pl
 from proppo_agents.arguments import check_count, check_rate
 from proppo_agents.callbacks.base import tell_callbacks
 from proppo_agents.costs import Cost, EnvironmentCost, LearnedReward
 from proppo_agents.dynamics import DynamicsModel, GPDynamics
+from proppo_agents.experience.best import best_checkpoint, keep_if_best, save_best
 from proppo_agents.experience.episodes import Episode, PolicyFunction, collect_episode
 from proppo_agents.experience.files import EpisodeFolder
 from proppo_agents.experience.keeping import (
@@ -31,7 +32,6 @@ from proppo_agents.experience.keeping import (
     new_seed,
     run_folder,
     seeds_of,
-    trial_of,
 )
 from proppo_agents.experience.resuming import (
     LeftOver,
@@ -42,7 +42,7 @@ from proppo_agents.experience.resuming import (
     set_generators,
     stacked,
 )
-from proppo_agents.experience.trials import Trial, trials_without_progress
+from proppo_agents.experience.trials import Trial, best_so_far, trials_without_progress
 from proppo_agents.export import export_policy
 from proppo_agents.initial_state import InitialState
 from proppo_agents.parts import make_part, plain_values
@@ -50,9 +50,10 @@ from proppo_agents.policies import Policy, RBFPolicy
 from proppo_agents.ranks import empty_batches, made_by_first, mean_over_ranks, own_noise, share_of
 from proppo_agents.rollouts import roll_out
 from proppo_agents.watching.learning_curve import plot_trials
+from proppo_agents.watching.reports import report
 from proppo_agents.worlds import make_world
 
-_LAST = 10  # steps whose mean predicted return is that of a trial
+_LAST = 10  # steps whose mean predicted cost is that of a trial
 
 
 class PILCO(pl.LightningModule):
@@ -63,6 +64,11 @@ class PILCO(pl.LightningModule):
     predicted cost of ``particles`` rollouts through the model, whose gradients are the manager's
     (PILCO: Deisenroth and Rasmussen 2011; with particles and total propagation: PIPPS, Parmas et
     al. 2018). After the last epoch the final policy has its episode too.
+
+    Then the best policy is put back: the one with the highest real return, and of several the one
+    with the lowest predicted cost. Where the environment rewards nothing, it is the one with the
+    lowest real cost. Whenever a policy is the best so far, ``best.ckpt`` is saved in the run's
+    folder, if the Trainer saves checkpoints.
 
     The manager comes from :class:`lightning_proppo.PropagationCallback`. The other parts can be
     exchanged: the model, the policy, the cost, and the distribution of an episode's start. Each may
@@ -79,13 +85,13 @@ class PILCO(pl.LightningModule):
     the same folder: trials draw from a stream of random numbers of their own, which checkpoints
     hold, and an episode that was acted after the checkpoint is taken from the folder in its turn.
 
-    Logged: at each step ``predicted/return`` (of the model's rollouts, of the policy that the step
-    starts from); at each episode, with the number of steps the policy has had, ``real/return``
-    and ``real/success`` (1 or 0); at each fit ``dynamics/noise_std`` (mean over coordinates), and
-    from the second on ``dynamics/r_squared``, how well the model before the fit predicted the new
-    episode (mean over coordinates; 1 is perfect). Returns are sums of rewards: of the environment's
-    own, where the cost is known or learned of it. With another cost, rewards are what that makes of
-    the episode, and ``real/reward`` is the sum of the environment's.
+    Logged: at each step ``predicted/cost`` (of an episode by the model, with the policy that the
+    step starts from); at each episode, with the number of steps the policy has had, ``real/cost``,
+    ``real/return`` and, where the environment tells it, ``real/success`` (1 or 0); at each fit
+    ``dynamics/noise_std`` (mean over coordinates), and from the second on ``dynamics/r_squared``,
+    how well the model before the fit predicted the new episode (mean over coordinates; 1 is
+    perfect). A return is the sum of the environment's rewards in an episode, a cost the sum of
+    ``cost``. An episode that ends early has a lower cost for that alone.
 
     Args:
         environment: what ``gymnasium.make`` makes: any environment whose actions are a bounded Box
@@ -115,9 +121,9 @@ class PILCO(pl.LightningModule):
         final_learning_rate: at the end of an epoch, as a fraction of ``learning_rate``.
         candidates: how many random policies a search starts from: the model's favourite of them.
         patience: after how many epochs without a real return above all before the policy is given
-            up, and the next epoch starts from a random one again. What was learned with the first,
-            poor models is often a dead end that gradients do not lead out of. One that has had a
-            success is none, and is not given up. None: never.
+            up, which is logged, and the next epoch starts from a random one again. What was learned
+            with the first, poor models is often a dead end that gradients do not lead out of. One
+            that has had a success is none, and is not given up. None: never.
         random_episodes: how many episodes there are before the first fit: those of ``data``, and
             then some with random actions.
         data: a folder of episodes to start from, as trainings and ``lightning-proppo collect``
@@ -130,6 +136,7 @@ class PILCO(pl.LightningModule):
     """
 
     manager: PropagationManager
+    best_checkpoint: Path | None = None  # of the best policy so far, where checkpoints are saved
 
     def __init__(
         self,
@@ -220,7 +227,7 @@ class PILCO(pl.LightningModule):
         """Roll the particles out through the model, recorded by the manager.
 
         Returns:
-            The manager's loss [], the mean cost over the horizon; and the mean return [] of an
+            The manager's loss [], the mean cost over the horizon; and the mean cost [] of an
             episode, without a gradient. On several ranks: of this rank's particles.
         """
         if not self.dynamics.fitted:
@@ -235,8 +242,7 @@ class PILCO(pl.LightningModule):
             self.cost,
             self.world.spaces,
         )
-        rewards = self.cost.reward_offset - torch.stack(costs[: self.episode_steps])
-        return self.manager.loss(), rewards.sum()
+        return self.manager.loss(), torch.stack(costs[: self.episode_steps]).sum()
 
     def evaluate_policy(
         self, episodes: int, seed: int, progress: Callable[[int], Any] | None = None
@@ -249,14 +255,20 @@ class PILCO(pl.LightningModule):
             progress: called with 1 after each.
 
         Returns:
-            ``{"returns": [...], "success": [...]}``, one entry for each episode.
+            ``returns``, ``costs``, ``success`` (None: not reported) and ``early_ends`` (None: there
+            was none), each a list with one entry for each episode.
         """
         done = []
         for index in range(episodes):
             done.append(collect_episode(self.env, self.act, seed + index))
             if progress is not None:
                 progress(1)
-        return {"returns": [e.total for e in done], "success": [e.success for e in done]}
+        return {
+            "returns": [e.total for e in done],
+            "costs": [self.cost.cost_of(e, self.initial.mean_value) for e in done],
+            "success": [e.success for e in done],
+            "early_ends": [e.early_end(self.episode_steps) for e in done],
+        }
 
     # -- a trial ------------------------------------------------------------------------------
 
@@ -270,33 +282,38 @@ class PILCO(pl.LightningModule):
             if self.current_epoch > 0:
                 self.collect(policy=self.act)
             self.refit()
-            if self.current_epoch == 0 or self._out_of_patience():
+            given_up = self.current_epoch > 0 and self._out_of_patience()
+            if given_up:
+                report(
+                    f"Policy given up (patience {self.patience}): {best_so_far(self.trials)}. "
+                    "A new one is drawn."
+                )
+            if self.current_epoch == 0 or given_up:
                 self.start_search()
             self._progress.begun = self.current_epoch
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the predicted cost, a scalar, whose gradient is the manager's."""
         del batch, batch_idx
-        loss, predicted_return = self.predict()
-        self._progress.predicted.append(predicted_return)
-        self.log("predicted/return", predicted_return, prog_bar=True, sync_dist=True)
-        self.log("real/return", self.trials[-1].real_return, prog_bar=True, logger=False)
+        loss, predicted_cost = self.predict()
+        self._progress.predicted.append(predicted_cost)
+        self.log("predicted/cost", predicted_cost, prog_bar=True, sync_dist=True)
         return loss
 
     def on_train_end(self) -> None:
-        """Give the final policy its episode, and draw the learning curve."""
+        """Give the final policy its episode, put the best one back, and draw the learning curve."""
         self._conclude()
 
     def collect(self, policy: PolicyFunction | None) -> Episode:
         """Act for one episode, keep it as data, and log what came of it."""
-        predicted = self._predicted_return()
+        predicted = self._predicted_cost()
         # Drawn by all ranks, so that their generators stay in step.
         seed = new_seed(self._data_seeds)
         about = {
             "environment": self.hparams["environment"],
             "environment_options": self.hparams["environment_options"] or {},
             "steps": self.global_step if self._trainer else 0,
-            "predicted_return": predicted,
+            "predicted_cost": predicted,
             "seed": seed,
             "actions": "random" if policy is None else "policy",
             "policy": None if policy is None else digest_of_policy(self.policy),
@@ -311,15 +328,10 @@ class PILCO(pl.LightningModule):
                 return collect_and_keep(self.env, policy, seed, self.kept, about)
 
         episode = made_by_first(self._trainer, act)
-        trial = Trial(
-            steps=about["steps"],
-            predicted_return=predicted,
-            real_return=self.cost.return_of(episode, self.initial.mean_value),
-            success=episode.success,
-        )
-        metrics = {"real/return": trial.real_return, "real/success": float(trial.success)}
-        if not self.cost.of_environment:
-            metrics["real/reward"] = episode.total
+        trial = self._trial_of(episode, about)
+        metrics = {"real/cost": trial.real_cost, "real/return": trial.real_return}
+        if trial.success is not None:
+            metrics["real/success"] = float(trial.success)
         if self.dynamics.fitted:
             # A coordinate that stood still in this episode has none.
             metrics["dynamics/r_squared"] = float(self.dynamics.r_squared(episode).nanmean())
@@ -328,7 +340,9 @@ class PILCO(pl.LightningModule):
         self.trials.append(trial)
         self._log_now(metrics)
         if self._trainer is not None:
-            rank_zero_info(f"Trial {len(self.trials) - 1}: {trial}.")
+            report(f"Trial {len(self.trials) - 1}: {trial}.")
+        if policy is not None and keep_if_best(self._progress, self.trials, self.policy):
+            save_best(self._trainer, self.best_checkpoint)
         return episode
 
     def refit(self) -> None:
@@ -367,11 +381,8 @@ class PILCO(pl.LightningModule):
                 costs.append(self.predict()[0])
         mean = mean_over_ranks(self._trainer, torch.stack(costs))
         best = int(mean.nan_to_num(nan=math.inf).argmin())
-        self.policy.load_state_dict(candidates[best])
+        self._put_in_place(candidates[best])
         self._progress.search_started = len(self.trials)
-        if self._trainer is not None:
-            for optimizer in self.trainer.optimizers:
-                optimizer.state.clear()
 
     def reset_policy(self) -> None:
         """Draw another policy at random, in place of the present one."""
@@ -393,7 +404,24 @@ class PILCO(pl.LightningModule):
             return EnvironmentCost()
         return LearnedReward(self.dynamics.new_regressor())
 
-    def _predicted_return(self) -> float | None:
+    def _put_in_place(self, policy: dict[str, Tensor]) -> None:
+        self.policy.load_state_dict(policy)
+        if self._trainer is not None:
+            for optimizer in self.trainer.optimizers:
+                optimizer.state.clear()
+
+    def _trial_of(self, episode: Episode, about: dict[str, Any]) -> Trial:
+        predicted = about.get("predicted_cost")
+        return Trial(
+            steps=int(about.get("steps", 0)),
+            predicted_cost=None if predicted is None else float(predicted),
+            real_cost=self.cost.cost_of(episode, self.initial.mean_value),
+            real_return=episode.total,
+            success=episode.success,
+            early_end=episode.early_end(self.episode_steps),
+        )
+
+    def _predicted_cost(self) -> float | None:
         """Return the mean over the last steps, and forget them; None if there were none."""
         # Those of a checkpoint are on the CPU.
         last = [value.to(self.device) for value in self._progress.predicted[-_LAST:]]
@@ -414,7 +442,12 @@ class PILCO(pl.LightningModule):
     def _conclude(self) -> None:
         with self._trial():
             self.collect(policy=self.act)
+            best = self._progress.best_trial
+            if best is not None and best != len(self.trials) - 1:
+                self._put_in_place(self._progress.best_policy)
+                report(f"The policy of trial {best} is the best, and is put back.")
             self._progress.concluded = self.global_step
+        save_best(self.trainer, self.best_checkpoint, again=False)
         folder = self.trainer.log_dir
         if self.trainer.is_global_zero and self.loggers and folder is not None:
             plot_trials(self.trials, Path(folder) / "learning_curve.png")
@@ -463,6 +496,7 @@ class PILCO(pl.LightningModule):
         self._stream.begin(self.device, rank=0, size=1)
         name = self.hparams["environment"]
         folder = run_folder(self.trainer, "episodes")
+        self.best_checkpoint = best_checkpoint(self.trainer, self._resumed)
         # All of it that the checkpoint does not know is what came after it.
         data = None if self._resumed and same_folder(self.data, folder) else self.data
         found = made_by_first(
@@ -474,10 +508,7 @@ class PILCO(pl.LightningModule):
             keep_all(self.kept, self.episodes, self.trials, found, name)
         self._data_seeds |= seeds_of(found)
         self.episodes += [each.episode for each in found]
-        self.trials += [
-            trial_of(each, self.cost.return_of(each.episode, self.initial.mean_value))
-            for each in found
-        ]
+        self.trials += [self._trial_of(each.episode, each.about) for each in found]
 
     def on_train_start(self) -> None:
         """Begin the trial that a run comes to that goes on from a checkpoint between two epochs.
@@ -518,7 +549,11 @@ class PILCO(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the episodes back, and go on from there."""
         self.episodes = [Episode(**state) for state in checkpoint["episodes"]]
-        self.trials = [Trial(**state) for state in checkpoint["trials"]]
+        self.trials = [
+            # Of an earlier version's the episode says the rest.
+            Trial(**state) if "real_cost" in state else self._trial_of(episode, state)
+            for episode, state in zip(self.episodes, checkpoint["trials"], strict=True)
+        ]
         self._before = None
         progress = checkpoint.get("progress")
         if progress is None:  # of an earlier version
@@ -529,6 +564,8 @@ class PILCO(pl.LightningModule):
             concluded=progress["concluded"],
             search_started=progress["search_started"],
             predicted=list(progress["predicted"]),
+            best_trial=progress.get("best_trial"),
+            best_policy=dict(progress.get("best_policy", {})),
         )
         self._data_seeds = set(progress["data_seeds"])
         self._stream.load(progress["stream"])

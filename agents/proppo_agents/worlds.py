@@ -9,7 +9,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.wrappers import FlattenObservation, RescaleAction, TimeLimit
+from gymnasium.utils import RecordConstructorArgs
+from gymnasium.wrappers import FlattenObservation, TimeLimit
+from numpy.typing import NDArray
 from torch import Tensor
 
 from proppo_agents.arguments import check_count
@@ -50,7 +52,8 @@ class World:
         if not self.rescaled:
             return action
         low, high = (torch.tensor(bound).to(action) for bound in (self.low, self.high))
-        return low + (0.5 * (high - low)) * (action + 1)
+        own: Tensor = _between(low, high, action)
+        return own
 
 
 def make_world(
@@ -62,8 +65,8 @@ def make_world(
 ) -> World:
     """Make an environment, and put it into the wrappers that it needs.
 
-    Actions within other bounds than -1 and 1 are rescaled (Gymnasium's RescaleAction), observations
-    of several axes flattened, and episodes ended after ``episode_steps`` (TimeLimit).
+    Actions within other bounds than -1 and 1 are rescaled, observations of several axes flattened,
+    and episodes ended after ``episode_steps`` (TimeLimit).
 
     Args:
         environment: what ``gymnasium.make`` takes. Those that ``proppo_envs.find_task`` knows are
@@ -105,9 +108,7 @@ def make_world(
     if own is None or steps < own:
         env = TimeLimit(env, max_episode_steps=steps)
     if _are_others(low, high):
-        kind: Any = env.action_space.dtype
-        ones = np.ones(len(low), dtype=kind)
-        env = RescaleAction(env, min_action=-ones, max_action=ones)
+        env = _UnitActions(env)
     if angles is None:
         angles = () if task is None else task.angles
     spaces = Spaces(
@@ -117,6 +118,30 @@ def make_world(
         encoded_angles=() if task is None else task.encoded_angles,
     )
     return World(env, spaces, int(steps), task, given, low, high)
+
+
+class _UnitActions(gymnasium.ActionWrapper[Any, Any, Any], RecordConstructorArgs):
+    """Takes actions from -1 to 1.
+
+    Gymnasium's RescaleAction makes NaN of a component whose bounds are equal.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+        space: Any = env.action_space
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, space.shape, space.dtype)
+        self._low, self._high = (np.asarray(bound, np.float64) for bound in (space.low, space.high))
+
+    def action(self, action: NDArray[Any]) -> NDArray[Any]:
+        """Return an action [A] in the environment's own units."""
+        own: NDArray[Any] = _between(self._low, self._high, action)
+        return own.astype(action.dtype)
+
+
+def _between(low: Any, high: Any, action: Any) -> Any:
+    """Return actions from -1 to 1 as ones from ``low`` to ``high``."""
+    return low + (0.5 * (high - low)) * (action + 1)
 
 
 def _are_others(low: Sequence[float], high: Sequence[float]) -> bool:

@@ -6,8 +6,11 @@ It asks two things of a module:
   ``on_save_checkpoint``; for a module trained by ``fit`` that calls ``save_hyperparameters``,
   Lightning has noted it already).
 - The class has a method ``evaluate_policy(episodes, seed)``, which returns
-  ``{"returns": [...], "success": [...]}``, one entry for each episode. If it takes an argument
-  ``progress``, it is given a function to call with 1 after each episode.
+  ``{"returns": [...], "success": [...]}``, one entry for each episode: sums of the environment's
+  rewards, and True, False, or None where the environment does not say. There may also be
+  ``"costs"``, sums of the agent's own cost, and ``"early_ends"``: how each episode ended before its
+  time, in words, or None. If it takes an argument ``progress``, it is given a function to call with
+  1 after each episode.
 """
 
 from __future__ import annotations
@@ -39,31 +42,55 @@ class Evaluation:
     """What came of some episodes.
 
     Attributes:
-        returns: the sum of rewards of each.
-        success: whether each reached the goal.
+        returns: the sum of the environment's rewards of each.
+        success: whether each reached the goal; None: it was not reported.
+        costs: the sum of the agent's costs of each; None: they are not known.
+        early_ends: how each ended before its time, or None; None: that is not known.
     """
 
     returns: list[float]
-    success: list[bool]
+    success: list[bool | None]
+    costs: list[float] | None = None
+    early_ends: list[str | None] | None = None
 
     def as_json(self) -> str:
-        """Return one line. A return that is no finite number becomes null."""
-        returns = [value if math.isfinite(value) else None for value in self.returns]
-        return json.dumps({"returns": returns, "success": self.success}, allow_nan=False)
+        """Return one line, of what is known. What is no finite number becomes null."""
+        found: dict[str, Any] = {
+            name: [None if isinstance(one, float) and not math.isfinite(one) else one for one in of]
+            for name, of in vars(self).items()
+            if of is not None
+        }
+        return json.dumps(found, allow_nan=False)
 
     def as_text(self) -> str:
         """Return a table with a summary below it."""
-        lines = [f"{'episode':>7}  {'return':>10}  success"]
-        for episode, (value, success) in enumerate(zip(self.returns, self.success, strict=True), 1):
-            lines.append(f"{episode:>7}  {value:>10.4g}  {'yes' if success else 'no'}")
-        count = len(self.returns)
-        mean = statistics.fmean(self.returns)
-        # The standard deviation of one episode is not known; it is not zero.
-        spread = statistics.stdev(self.returns) if count > 1 else math.nan
+        said = {True: "yes", False: "no", None: "-"}
+        numbers = {"return": self.returns} | ({"cost": self.costs} if self.costs else {})
+        ends = self.early_ends or [None] * len(self.returns)
+        title = f"{'episode':>7}" + "".join(f"  {name:>10}" for name in numbers) + "  success"
+        lines = [title + ("  early end" if any(ends) else "")]
+        for index, (success, end) in enumerate(zip(self.success, ends, strict=True)):
+            row = "".join(f"  {values[index]:>10.4g}" for values in numbers.values())
+            lines.append(f"{index + 1:>7}{row}  {said[success]:<7}  {end or ''}".rstrip())
         lines.append("")
-        lines.append(f"return   {mean:.4g} (mean), {spread:.4g} (standard deviation)")
-        lines.append(f"success  {sum(self.success)} of {count} ({sum(self.success) / count:.0%})")
+        lines += [f"{name:<7}  {_spread(values)}" for name, values in numbers.items()]
+        lines.append(f"success  {_share(self.success)}")
         return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    # The standard deviation of one episode is not known; it is not zero.
+    spread = statistics.stdev(values) if len(values) > 1 else math.nan
+    return f"{statistics.fmean(values):.4g} (mean), {spread:.4g} (standard deviation)"
+
+
+def _share(success: list[bool | None]) -> str:
+    reported = [one for one in success if one is not None]
+    if not reported:
+        return "not reported"
+    text = f"{sum(reported)} of {len(reported)} ({sum(reported) / len(reported):.0%})"
+    missing = len(success) - len(reported)
+    return text + (f"; {missing} not reported" if missing else "")
 
 
 def main(args: Sequence[str]) -> None:
@@ -157,14 +184,20 @@ def _play(module: pl.LightningModule, episodes: int, seed: int) -> Evaluation:
     name = f"{type(module).__qualname__}.evaluate_policy"
     if not isinstance(result, dict) or not {"returns", "success"} <= result.keys():
         raise CommandError(f"{name} must return a dict with 'returns' and 'success'.")
-    returns = [float(value) for value in result["returns"]]
-    success = [bool(value) for value in result["success"]]
-    if not len(returns) == len(success) == episodes:
+    known = [key for key in ("returns", "success", "costs", "early_ends") if key in result]
+    wrong = [key for key in known if len(result[key]) != episodes]
+    if wrong:
         raise CommandError(
-            f"{name} was asked for {episodes} episodes and gave {len(returns)} returns and "
-            f"{len(success)} successes."
+            f"{name} was asked for {episodes} episodes and gave "
+            f"{', '.join(f'{len(result[key])} {key}' for key in wrong)}."
         )
-    return Evaluation(returns, success)
+    costs, ends = result.get("costs"), result.get("early_ends")
+    return Evaluation(
+        returns=[float(value) for value in result["returns"]],
+        success=[None if value is None else bool(value) for value in result["success"]],
+        costs=None if costs is None else [float(value) for value in costs],
+        early_ends=None if ends is None else [None if end is None else str(end) for end in ends],
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -182,7 +215,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--json",
         action="store_true",
-        help='write one line, {"returns": [...], "success": [...]}, and nothing else, to stdout',
+        help='write one line, {"returns": [...], "success": [...]}, and "costs" and "early_ends" '
+        "where the agent tells them, and nothing else, to stdout",
     )
     return parser
 

@@ -15,6 +15,9 @@ _NO_CLASS = re.compile(r"Expected a dot import path string: (\w+)|has no attribu
 _OPTION = re.compile(r"given class_path '([\w.]+)':\s+Option '(\w+)' is not accepted")
 _ARGUMENT = re.compile(r"[Uu]nrecognized arguments?: (--[\w.-]+)")
 _KEY = re.compile(r"does not accept option '([\w.]+)'")
+# Beside a class's path, and beside its options.
+_BESIDE_PATH = re.compile(r"\{'class_path': '[^']*', '(?!init_args'|dict_kwargs')([^']+)': ")
+_BESIDE_OPTIONS = re.compile(r"\{'(?!class_path')([^']+)': '[^']*', 'init_args': ")
 _NO_MODEL = re.compile(r"arguments are required: (\w+)\.model")
 
 
@@ -40,6 +43,9 @@ def hint(message: str, options: Iterable[str] = ()) -> str:
         found.append(did_you_mean(match[1], options))
     for match in _KEY.finditer(message):
         found.append(_nearest_key(match[1], [option.removeprefix("--") for option in options]))
+    for match in [*_BESIDE_PATH.finditer(message), *_BESIDE_OPTIONS.finditer(message)]:
+        names = did_you_mean(match[1], ("class_path", "init_args"))
+        found.append(names or f"Options of a class stand under init_args; got {match[1]!r}.")
     for match in _NO_MODEL.finditer(message):
         found.append(f"Give a configuration, {match[1]} --config FILE, or a class, --model CLASS.")
     texts = [text.strip() for text in dict.fromkeys(found) if text]

@@ -62,7 +62,7 @@ def last_checkpoint(run: Path) -> Path | None:
         try:
             # Nothing but the tensors' names and sizes is read of the file.
             checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-            if "loops" in checkpoint:
+            if "optimizer_states" in checkpoint:
                 found.append((int(checkpoint["global_step"]), path.stat().st_mtime_ns, path))
         # A damaged file can make torch and zipfile raise almost anything.
         except Exception as error:

@@ -36,9 +36,21 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 class ProppoCLI(LightningCLI):
-    """Lightning's command line for any LightningModule; says after ``fit`` where things lie."""
+    """Lightning's command line for any LightningModule; says after ``fit`` where things lie.
+
+    A module may have saved its best state itself: its attribute ``best_checkpoint`` is that file.
+    """
 
     _started = 0.0
+    _new_folders: tuple[Path, ...] = ()
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Run the command; a run that is refused before its first epoch leaves no folder."""
+        try:
+            super().__init__(*args, **options)
+        except BaseException:
+            self._remove_folders_without_a_run()
+            raise
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make a parser that suggests names for misspelt ones."""
@@ -75,8 +87,11 @@ class ProppoCLI(LightningCLI):
             raise SystemExit(USER_ERROR) from error
 
     def before_fit(self) -> None:
-        """Note the time."""
+        """Note the time, and which folders the loggers are going to make."""
         self._started = time.time()
+        found = [getattr(logger, "log_dir", None) for logger in self.trainer.loggers]
+        folders = dict.fromkeys(Path(each) for each in found if isinstance(each, str | Path))
+        self._new_folders = tuple(each for each in folders if not each.exists())
 
     def after_fit(self) -> None:
         """Say where the log, the checkpoints and the plots of this run are."""
@@ -85,12 +100,22 @@ class ProppoCLI(LightningCLI):
         evaluable = hasattr(self.model, "evaluate_policy")
         _report_run(self.trainer, log_dir, self._started, evaluable)
 
+    def _remove_folders_without_a_run(self) -> None:
+        if not self._new_folders or not self.trainer.is_global_zero:
+            return
+        # Of what processes did that were spawned this one knows nothing.
+        spawned = type(self.trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher"
+        if not spawned and self.trainer.fit_loop.epoch_progress.current.ready == 0:
+            for folder in self._new_folders:
+                shutil.rmtree(folder, ignore_errors=True)
+
 
 @rank_zero_only
 def _report_run(trainer: pl.Trainer, log_dir: Any, started: float, evaluable: bool) -> None:
     rows: list[tuple[str, str]] = []
     pictures: list[Path] = []
     checkpoints = _checkpoints(trainer)
+    best = [found for found in checkpoints if found.kind == "best"]
     if trainer.loggers and isinstance(log_dir, str | Path) and Path(log_dir).is_dir():
         rows.append(("log directory", str(log_dir)))
         if any(Path(log_dir).glob("events.out.tfevents.*")):
@@ -105,7 +130,7 @@ def _report_run(trainer: pl.Trainer, log_dir: Any, started: float, evaluable: bo
     if len(pictures) > PICTURES_LISTED:
         rows.append(("", f"... and {len(pictures) - PICTURES_LISTED} more"))
     if evaluable and checkpoints:
-        path = quote(checkpoints[-1].path)
+        path = quote((best or checkpoints)[-1].path)
         rows.append(("to evaluate", f"{_command(PROGRAM)} evaluate --ckpt {path}"))
     width = max(len(label) for label, _ in rows)
     lines = [f"  {label:<{width}}  {text}" for label, text in rows]
@@ -127,7 +152,7 @@ class _Checkpoint:
 
 
 def _checkpoints(trainer: pl.Trainer) -> list[_Checkpoint]:
-    """Return the checkpoint files of a run, the last one at the end."""
+    """Return the checkpoint files of a run."""
     files: list[_Checkpoint] = []
     for callback in trainer.checkpoint_callbacks:
         best = str(getattr(callback, "best_model_path", ""))
@@ -142,6 +167,10 @@ def _checkpoints(trainer: pl.Trainer) -> list[_Checkpoint]:
             last = best
         if last:
             files.append(_Checkpoint("last", _shortest(last)))
+    # What a module itself calls the best goes before what others do.
+    own = getattr(trainer.lightning_module, "best_checkpoint", None)
+    if own is not None and Path(own).is_file():
+        files.append(_Checkpoint("best", _shortest(str(own))))
     return files
 
 

@@ -92,7 +92,7 @@ class ClosedTape:
         hooked = self.tape.makers([leaf for leaf in cuts if has_hooks(leaf)])
         self.tape.keep = keep
         memory = self.tape.memory
-        look = None if memory is None else memory.begin()
+        look = None if memory is None else memory.begin(len(self.tape))
         try:
             # A pass may start inside another thread or another pass; this one is its own.
             # Each operation's backward runs in the precision of its forward; sums over particles

@@ -297,9 +297,11 @@ class ComparingBase(TPBase):
             weighed = [self._weigh(node, uses, lr, rp, answers, None)]
         else:
             weighed = kept
-        (weights,) = self._guarded(
-            node, weighed, parameters, leaves, [of_lr.leaves], [of_rp.leaves]
-        )
+        at_places = [
+            [pull.totals(leaves, parameters) if parameters else pull.expanded]
+            for pull in (of_lr, of_rp)
+        ]
+        (weights,) = self._guarded(node, weighed, parameters or expanded, *at_places)
         used = k_lr, k_rp = shielded(weights, of_rp.leaves)
         gradients["TP"] = mix(k_lr, of_lr.leaves, k_rp, of_rp.leaves)
         shared = [("LR", of_lr, {"LR": None, "TP": k_lr})]

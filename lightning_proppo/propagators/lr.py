@@ -31,8 +31,9 @@ class LRBase(Propagator):
 
     .. math:: \frac{1}{P} \sum_i (L_i - b_i) \nabla_\beta \log p(x_i; \beta)
 
-    Unbiased, also for costs without derivative and for discrete distributions; its variance grows
-    with the number of dimensions. The support must not move with what is learnt: where the density
+    Unbiased, also for costs and dynamics that jump and for discrete distributions, unless a
+    parameter enters a jump with no sample between; its variance grows with the number of
+    dimensions. The support must not move with what is learnt: where the density
     jumps at an edge that does, the score is not the whole of the gradient (Mohamed et al. 2020,
     "Monte Carlo gradient estimation in machine learning", Sec. 4.3.1). A ``dist`` whose support
     depends on parameters is refused, so is noise around ``x`` that is discrete or uniform; noise of

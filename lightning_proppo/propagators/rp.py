@@ -25,8 +25,9 @@ class RPBase(Propagator):
 
     .. math:: \frac{1}{P} \sum_i \nabla_\beta f(\mathcal{T}(\varepsilon_i; \beta))
 
-    Unbiased where f is differentiable; its variance grows with the derivatives of f, without bound
-    on long chaotic rollouts.
+    Unbiased where f is continuous and differentiable almost everywhere. Where it jumps, RP is
+    wrong: it misses how the probability of the jump changes. Its variance grows with the
+    derivatives of f, without bound on long chaotic rollouts.
     """
 
     uses_cost_gradient = True

@@ -16,6 +16,7 @@ from lightning_proppo.engine.cuts import cut, is_cut
 from lightning_proppo.engine.graph import vector_jacobian_product
 from lightning_proppo.errors import check_choice
 from lightning_proppo.mathematics.variances import (
+    deviation_products,
     inverse_variance_weighting,
     mix,
     weights_from_variances,
@@ -93,6 +94,10 @@ class TPBase(Propagator):
     left behind at the node where it did. The weights are computed from the particles that they
     weigh, which biases the estimate by O(1/P); see ``weighting``.
 
+    RP is biased where costs or dynamics jump. The ``guard`` gives RP's weight to LR where the two
+    disagree beyond their noise. It needs noise between a parameter and the jump, or LR is wrong
+    too, and particles enough for LR to see the bias.
+
     Args:
         var_weighting_func: a function of two lists of per-particle gradients [P, ...] that returns
             their two weights; only for targets that are expanded tensors.
@@ -160,8 +165,8 @@ class TPBase(Propagator):
             noise: ``"independent"`` or ``"quasi-random"``
                 (:func:`~lightning_proppo.mathematics.quasi.quasi_random_normal`; for normal
                 samples).
-            guard: lean to LR where RP disagrees with it beyond their noise, as at a jump in the
-                costs or the dynamics (:mod:`~lightning_proppo.propagators.guard`).
+            guard: leave to LR the samples at which RP disagrees with it beyond their noise, as at a
+                jump in the costs or the dynamics.
 
         Raises:
             TypeError: if the distribution has no ``rsample`` or is not described, or for a wrong
@@ -312,32 +317,45 @@ class TPBase(Propagator):
                 for way in (lr, rp)
             ]
             weighed = [self._weigh(node, uses, lr, rp, answers, None)]
-            at_parameters = [[answer[1]] for answer in answers]
-            (found,) = self._guarded(node, weighed, parameters, parameters, *at_parameters)
+            places = [[answer[1]] for answer in answers]
+            (found,) = self._guarded(node, weighed, parameters, *places)
             used = [shielded(found, rp.cotangents)]
             return weighed, used, mixed_cotangents(used[0], lr, rp)
         inputs = [*leaves, *parameters, *expanded, *edges]
+        sizes = len(leaves), len(parameters), len(expanded)
         parts = HALVES if crossed else [None]
-        lr_gradients, rp_gradients, weighed = [], [], []
+        weighed = [] if kept is None else kept
+        of_lr_by_part, of_rp_by_part = [], []
         for part in parts:
             answers = [
                 _split(
                     vector_jacobian_product(way.outputs, only_part(way.independent, part), inputs),
-                    (len(leaves), len(parameters), len(expanded)),
+                    sizes,
                 )
                 for way in (lr, rp)
             ]
             if kept is None:
                 weighed.append(self._weigh(node, uses, lr, rp, answers, part))
-            lr_gradients.append(answers[0][0])
-            rp_gradients.append(answers[1][0])
-        weighed = weighed if kept is None else kept
+            of_lr_by_part.append(answers[0])
+            of_rp_by_part.append(answers[1])
         if lr.contributions is not None:  # they give the variance; this is the gradient
-            lr_gradients = [
-                vector_jacobian_product(lr.outputs, only_part(lr.cotangents, part), leaves)
+            of_lr_by_part = [
+                _split(
+                    vector_jacobian_product(lr.outputs, only_part(lr.cotangents, part), inputs),
+                    sizes,
+                )
                 for part in parts
             ]
-        weights = self._guarded(node, weighed, parameters, leaves, lr_gradients, rp_gradients)
+        where = 1 if parameters else 2
+        weights = self._guarded(
+            node,
+            weighed,
+            parameters or expanded,
+            [answer[where] for answer in of_lr_by_part],
+            [answer[where] for answer in of_rp_by_part],
+        )
+        lr_gradients = [answer[0] for answer in of_lr_by_part]
+        rp_gradients = [answer[0] for answer in of_rp_by_part]
         arrived: list[tuple[Tensor, Tensor]] = []
         # The weights of one half are for the other.
         used = [
@@ -364,8 +382,7 @@ class TPBase(Propagator):
         self,
         node: Any,
         weighed: Sequence[Weighed],
-        parameters: Sequence[Tensor],
-        leaves: Sequence[Tensor],
+        places: Sequence[Tensor],
         lr_gradients: Sequence[Sequence[Tensor | None]],
         rp_gradients: Sequence[Sequence[Tensor | None]],
     ) -> list[Weights]:
@@ -374,34 +391,37 @@ class TPBase(Propagator):
         Args:
             node: the sample's.
             weighed: the weights by variance alone, for each part of the particles.
-            parameters: where variances are compared; none for the incoming samples.
-            leaves: what the segment reaches.
-            lr_gradients: LR's at the leaves, for each part.
+            places: where variances are compared.
+            lr_gradients: LR's there, for each part.
             rp_gradients: RP's.
         """
         weights = [part.weights for part in weighed]
         if not node["guard"]:
             return weights
-        wanted = {id(leaf) for leaf in (parameters or leaves)}
-        places = [
-            (_sum(of_lr), _sum(of_rp), leaf)
-            for leaf, of_lr, of_rp in zip(
-                leaves,
+        particles, ranks = node["output"].shape[0], active_ranks()
+        squares = [part.squares for part in weighed]
+        at_samples = None in squares
+        found = [
+            (_sum(of_lr), _sum(of_rp), place)
+            for of_lr, of_rp, place in zip(
                 zip(*lr_gradients, strict=True),
                 zip(*rp_gradients, strict=True),
+                places,
                 strict=True,
             )
-            if id(leaf) in wanted and of_lr[0] is not None and of_rp[0] is not None
+            if of_lr[0] is not None and of_rp[0] is not None
+            if not at_samples or place.shape[:1] == (particles,)
         ]
-        if not places:
+        if not found:
             return weights
-        first, second, reached = zip(*places, strict=True)
-        ranks = active_ranks()
-        if not parameters:  # at incoming samples, whose own values are the past
+        first, second, reached = zip(*found, strict=True)
+        if at_samples:  # incoming ones, whose own values are the past
             return guarded_at_samples(weights, first, second, reached, ranks)
-        particles = node["output"].shape[0] * ranks.size
-        squares = _sum([part.squares for part in weighed])
-        return guarded_at_parameters(weights, first, second, squares, particles, ranks)
+        if not reached[0].is_leaf:  # parameters that were expanded over the particles
+            first, second = (tuple(rows.sum(0) for rows in both) for both in (first, second))
+        return guarded_at_parameters(
+            weights, first, second, _sum(squares), particles * ranks.size, ranks
+        )
 
     def _compared(
         self, target: Any, leaves: Sequence[Tensor], particles: int
@@ -471,16 +491,24 @@ class TPBase(Propagator):
             for gradients in zip(*pairs, strict=True)
         )
         if self.var_weighting_func is inverse_variance_weighting:
-            return Weighed(
-                pooled_weights(
-                    first_gradients, second_gradients, ranks, with_covariance=with_covariance
-                )
+            weights = pooled_weights(
+                first_gradients, second_gradients, ranks, with_covariance=with_covariance
             )
-        return Weighed(
-            check_weights(
+        else:
+            weights = check_weights(
                 self.var_weighting_func(first_gradients, second_gradients), lr.cotangents[0]
             )
+        if isinstance(node["ivw_target"], str):
+            return Weighed(weights)
+        # Parameters that were expanded over the particles.
+        both = [first_gradients, second_gradients]
+        variances = pooled_variances(
+            [deviation_products(rows, rows) for rows in both],
+            [[gradient.sum(0) for gradient in rows] for rows in both],
+            first_gradients[0].shape[0],
+            ranks,
         )
+        return Weighed(weights, variances[0] + variances[1])
 
 
 def weights_to_keep(weighed: list[Weighed], counter: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def at_parameters(difference: Tensor, weight: float = 0.0) -> AtParameters:
 
 def passes(memory: DisagreementMemory, rows: Tensor, weight: float = 0.0) -> list[Tensor | None]:
     """Run a pass over samples with these differences [T, n], and return the doubts."""
-    look = memory.begin()
+    look = memory.begin(len(rows))
     doubts = [look.doubt(at_parameters(row, weight)) for row in rows]
     memory.keep(look)
     return doubts
@@ -124,10 +124,19 @@ def test_another_structure_begins_with_an_empty_memory(change: str) -> None:
     assert total(passes(memory, torch.zeros(shape, dtype=F))) == 0.0
 
 
+def test_rollouts_that_take_turns_are_judged_by_themselves() -> None:
+    """What one of them has shown is no evidence against the other; a large difference is."""
+    memory = DisagreementMemory()
+    one, other = torch.full((4, 1), 6.0, dtype=F), torch.zeros(5, 1, dtype=F)
+    for _ in range(3):
+        assert total(passes(memory, one)) > 3.9
+        assert total(passes(memory, other)) == 0.0
+
+
 def test_a_pass_without_evidence_leaves_the_memory_alone() -> None:
     memory = DisagreementMemory()
     passes(memory, torch.full((4, 2), 3.0, dtype=F))
-    memory.keep(memory.begin())
+    memory.keep(memory.begin(4))
     assert memory.gradients == 1
 
 
@@ -181,6 +190,18 @@ def test_a_bias_that_depends_on_the_past_is_seen_at_samples() -> None:
     assert [float(d) > 0.9 for d in found] == [False, True]
 
 
+def test_a_batch_of_another_size_goes_on_with_the_memory() -> None:
+    torch.manual_seed(0)
+    memory = DisagreementMemory()
+    for particles in (50, 50, 20):
+        look = memory.begin(3)
+        for _ in range(3):
+            rows = torch.randn(particles, 2, dtype=F)
+            look.doubt(AtSamples(rows, rows[:, :1], torch.zeros(2, dtype=F), ALONE))
+        memory.keep(look)
+    assert memory.gradients == 3
+
+
 def test_samples_are_reduced_in_portions_without_a_difference(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -198,7 +219,7 @@ def test_samples_are_reduced_in_portions_without_a_difference(
     def averages() -> Tensor:
         memory = DisagreementMemory()
         for _ in range(2):
-            look = memory.begin()
+            look = memory.begin(7)
             for each in evidence:
                 look.doubt(each)
             memory.keep(look)
@@ -225,7 +246,7 @@ def test_of_a_samples_coordinates_the_one_that_differs_most_counts() -> None:
     """Samples of several kinds: one of parameters between two of incoming samples."""
     torch.manual_seed(0)
     memory = DisagreementMemory()
-    look = memory.begin()
+    look = memory.begin(3)
     past, weight = torch.zeros(100, 0, dtype=F), torch.full((2,), 0.1, dtype=F)
     rows = torch.randn(2, 100, 2, dtype=F) + torch.tensor([0.0, 1.0], dtype=F)
     look.doubt(AtSamples(rows[0], past, weight, ALONE))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, Laplace, Normal
+from torch.distributions import ContinuousBernoulli, Independent, Laplace, Normal
 
 from lightning_proppo import PropagationManager
 from lightning_proppo.disagreement import Look
@@ -165,6 +165,19 @@ def test_samples_that_are_not_normal_are_guarded(name: str) -> None:
 
     truth = 0.1 + math.exp(-0.3 / 0.5) / (2 * 0.5)
     assert is_right(gradients(rollout, 0.3, 20, name), truth)
+
+
+@pytest.mark.parametrize("name", ["TP", "TPX"])
+def test_a_faulty_derivative_of_a_distributions_samples_is_guarded(name: str) -> None:
+    """PyTorch's samples of a continuous Bernoulli at 1/2 do not depend on it: dE[x]/dp = 1/3."""
+    torch.manual_seed(0)
+
+    def rollout(manager: PropagationManager, theta: Tensor) -> Tensor:
+        x = manager.sample(ContinuousBernoulli(theta.expand(PARTICLES, 1)))
+        return manager.loss(x.squeeze(1))
+
+    assert float(gradients(rollout, 0.5, 1, "RP")) == 0.0
+    assert is_right(gradients(rollout, 0.5, 20, name), 1 / 3)
 
 
 def test_squashed_samples_are_guarded() -> None:

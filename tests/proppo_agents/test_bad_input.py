@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
 from lightning_proppo import PropagationManager
@@ -72,6 +73,28 @@ class Cart(gymnasium.Env[Any, Any]):
         if second and self.failure is not None:
             raise self.failure
         return seen, reward, False, self.count == STEPS or (second and self.cut_off), {}
+
+
+class OldReset(Cart):
+    def reset(self, **options: Any) -> Any:  # type: ignore[override]
+        return super().reset(**options)[0]
+
+
+class OldestReset(Cart):
+    def reset(self) -> Any:  # type: ignore[override]
+        return super().reset()[0]
+
+
+class OldStep(Cart):
+    def step(self, action: Any) -> Any:
+        seen, reward, terminated, truncated, info = super().step(action)
+        return seen, reward, terminated or truncated, info
+
+
+class Unpacking(Cart):
+    def step(self, action: Any) -> Any:
+        first, second = super().step(action)
+        return first, second
 
 
 def constant(action: Any) -> Callable[[Tensor], Any]:
@@ -191,6 +214,45 @@ ACTING = [
         ("reward of step 1", "None"),
         lambda: collect_episode(Cart(reward=None), None),
     ),
+    Case(
+        "an environment whose reward has an axis",
+        ValueError,
+        ("reward of step 1 of Cart must be a single number", "shape [1]: [0.5]"),
+        lambda: collect_episode(Cart(reward=np.full(1, 0.5)), None),
+    ),
+    Case(
+        "an environment in which too much is observed",
+        ValueError,
+        ("observation after step 1 of Cart must be of shape [2]", "got one of shape [3]"),
+        lambda: collect_episode(Cart(seen=np.zeros(3)), None),
+    ),
+    Case(
+        "an environment in which a dict is observed",
+        ValueError,
+        ("observation after step 1 of Cart must be numbers", "{'x': 1.0}"),
+        lambda: collect_episode(Cart(seen={"x": 1.0}), None),
+    ),
+    *[
+        Case(
+            f"an environment with {kind.__name__}{' in a wrapper' if steps else ''}",
+            ValueError,
+            (f"{words} of {kind.__name__} must", *more, "the old Gym's interface"),
+            lambda kind=kind, steps=steps: collect_episode(
+                TimeLimit(kind(), steps) if steps else kind(), constant(torch.zeros(1, 1))
+            ),
+        )
+        for steps in (None, STEPS)
+        for kind, words, *more in (
+            (
+                OldReset,
+                "reset",
+                "seed and options, and return (observation, info)",
+                "got <class 'numpy.ndarray'>",
+            ),
+            (OldestReset, "reset", "take the keywords seed", "unexpected keyword argument 'seed'"),
+            (OldStep, "step", "(observation, reward, terminated, truncated, info)", "4"),
+        )
+    ],
     Case(
         "an environment with discrete actions",
         ValueError,
@@ -321,6 +383,11 @@ def test_one_exception_says_what_came_and_the_next_call_works(case: Case) -> Non
     expected = good()
     assert_refused(case.error, case.words, case.act)
     assert all(torch.equal(a, b) for a, b in zip(good(), expected, strict=True))
+
+
+def test_an_environments_own_error_is_left_as_it_is() -> None:
+    with pytest.raises(ValueError, match=r"^too many values to unpack \(expected 2"):
+        collect_episode(Unpacking(), None)
 
 
 def test_an_episode_that_a_policy_spoils_is_kept_up_to_there() -> None:

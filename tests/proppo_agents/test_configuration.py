@@ -82,7 +82,9 @@ def test_parts_of_a_file_are_trained_and_come_back(
     }
     (folder / "parts.yaml").write_text(yaml.safe_dump({"model": {"init_args": parts}}))
     assert main(["fit", "--config", CONFIG, "--config", "parts.yaml", *SMALL, *QUIET]) == 0
-    [path] = folder.rglob("*.ckpt")
+    said = capsys.readouterr().out
+    [path] = folder.rglob("best.ckpt")
+    assert f"evaluate --ckpt {path.relative_to(folder)}\n" in said
     module = load_module(path)
     assert isinstance(module, PILCO)
     assert isinstance(module.dynamics, EnsembleDynamics)
@@ -92,9 +94,10 @@ def test_parts_of_a_file_are_trained_and_come_back(
     assert isinstance(module.cost, SaturatingCost)
     assert module.cost.width == (0.5, float("inf"), 0.5, 9.0)
     assert "Namespace" not in str(torch.load(path, weights_only=True)["hyper_parameters"])
-    capsys.readouterr()
     assert main(["evaluate", "--ckpt", str(path), "--episodes", "1", "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["returns"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["returns", "success", "costs", "early_ends"]
+    assert [len(values) for values in found.values()] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -112,5 +115,33 @@ def test_misspelt_names_are_refused_with_a_suggestion(
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["fit", "--config", CONFIG, argument])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.rstrip().endswith(suggestion)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("name", "wrong", "suggestion"),
+    [
+        ("init_args", "init_arg", "Did you mean 'init_args'?"),
+        ("init_args", "options", "Options of a class stand under init_args; got 'options'."),
+        ("class_path", "clas_path", "Did you mean 'class_path'?"),
+    ],
+)
+def test_a_misspelt_key_of_a_part_is_refused_with_a_suggestion(
+    number: int,
+    name: str,
+    wrong: str,
+    suggestion: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # The model's, the cost's, a callback's and the logger's.
+    parts = Path(CONFIG).read_text().split(f"{name}:")
+    number += number > 2 and name == "class_path"  # PredictionFigure is given no options
+    before, after = (f"{name}:".join(half) for half in (parts[:number], parts[number:]))
+    (folder / "a.yaml").write_text(f"{before}{wrong}:{after}")
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", "a.yaml"])
     assert ended.value.code == 2
     assert capsys.readouterr().err.rstrip().endswith(suggestion)

@@ -262,14 +262,14 @@ def test_what_is_left_over_is_taken_where_it_belongs(tmp_path: Path) -> None:
     folder = EpisodeFolder(tmp_path / "episodes")
     folder.add(episode(0.0), {**about, "complete": True})
     folder.add(episode(1.0), {**about, "seed": 5, "complete": False})
-    folder.add(episode(2.0), {**about, "seed": 6, "complete": True, "predicted_return": 3.0})
+    folder.add(episode(2.0), {**about, "seed": 6, "complete": True, "predicted_cost": 3.0})
     env = gymnasium.make("proppo_envs:CartPoleSwingUp-v0")
     left = LeftOver(folder.path, [episode(0.0)])
     with pytest.warns(UserWarning, match=r"episode-00002-\w+.npz and 1 more in .*the episode was"):
         assert left.take({**about, "seed": 5}, env) is None
     assert left.take({**about, "seed": 4}, env) is None  # it is known
     assert left.take({**about, "seed": 6, "policy": "cd"}, env) is None
-    taken = left.take({**about, "seed": 6, "predicted_return": None}, env)
+    taken = left.take({**about, "seed": 6, "predicted_cost": None}, env)
     assert taken is not None
     assert digest_of(taken) == digest_of(episode(2.0))
     assert left.take({**about, "seed": 6}, env) is None
@@ -346,4 +346,4 @@ def test_the_command_goes_on_in_the_runs_folder(
     ends = [last_checkpoint(folder) for folder in (resumed, whole)]
     found, expected = (load(path) for path in ends if path is not None)
     assert [name for name in COMPARED if not same(found[name], expected[name])] == []
-    assert Trial(**found["trials"][0]).predicted_return is None
+    assert Trial(**found["trials"][0]).predicted_cost is None

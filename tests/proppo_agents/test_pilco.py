@@ -56,18 +56,23 @@ def test_an_epoch_is_a_trial(trained: tuple[PILCO, Path]) -> None:
     module, _ = trained
     # One random episode, that of the first epoch's policy, and that of the final policy.
     assert [trial.steps for trial in module.trials] == [0, 3, 6]
-    assert module.trials[0].predicted_return is None
-    assert all(trial.predicted_return is not None for trial in module.trials[1:])
+    assert module.trials[0].predicted_cost is None
+    assert all(trial.predicted_cost is not None for trial in module.trials[1:])
     assert [trial.real_return for trial in module.trials] == [e.total for e in module.episodes]
+    # The environment's own cost: what its reward of at most 1 is short of that, in 25 steps.
+    assert [trial.real_cost for trial in module.trials] == [25 - e.total for e in module.episodes]
 
 
-def test_real_returns_are_logged_beside_the_predicted_ones(trained: tuple[PILCO, Path]) -> None:
+def test_real_costs_and_returns_are_logged_beside_predicted_costs(
+    trained: tuple[PILCO, Path],
+) -> None:
     module, folder = trained
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    real = {int(row["step"]): float(row["real/return"]) for row in rows if row["real/return"]}
-    assert real == pytest.approx({t.steps: t.real_return for t in module.trials})
-    predicted = [float(row["predicted/return"]) for row in rows if row["predicted/return"]]
+    for name in ("cost", "return"):
+        real = {int(r["step"]): float(r[f"real/{name}"]) for r in rows if r[f"real/{name}"]}
+        assert real == pytest.approx({t.steps: getattr(t, f"real_{name}") for t in module.trials})
+    predicted = [float(row["predicted/cost"]) for row in rows if row["predicted/cost"]]
     assert len(predicted) == 6
     for name in ("real/success", "dynamics/r_squared", "dynamics/noise_std", "propagation/cost"):
         assert any(row[name] for row in rows), name
@@ -232,7 +237,7 @@ def test_wrong_arguments_are_refused(changes: dict[str, Any], told: str) -> None
         small(**changes)
 
 
-def test_predicted_returns_are_of_an_episode_whatever_the_horizon() -> None:
+def test_predicted_costs_are_of_an_episode_whatever_the_horizon() -> None:
     found = []
     for horizon in (None, 30):
         module = small(horizon=horizon)
@@ -240,12 +245,12 @@ def test_predicted_returns_are_of_an_episode_whatever_the_horizon() -> None:
         module.refit()
         module.manager = PropagationManager("RP")
         torch.manual_seed(1)
-        loss, predicted_return = module.predict()
-        assert not predicted_return.requires_grad
-        found.append((float(loss.detach()), float(predicted_return)))
-    (loss, episode_return), (longer_loss, same_return) = found
-    assert episode_return == pytest.approx(25 - loss, abs=1e-4)
-    assert same_return == pytest.approx(episode_return, abs=1e-4)
+        loss, predicted_cost = module.predict()
+        assert not predicted_cost.requires_grad
+        found.append((float(loss.detach()), float(predicted_cost)))
+    (loss, episode_cost), (longer_loss, same_cost) = found
+    assert episode_cost == pytest.approx(loss, abs=1e-4)
+    assert same_cost == pytest.approx(episode_cost, abs=1e-4)
     assert longer_loss > loss
 
 
@@ -263,8 +268,12 @@ def test_rolling_out_without_a_model_says_what_to_do() -> None:
 
 
 def test_a_trial_says_in_words_what_came_of_it() -> None:
-    assert str(Trial(0, None, 0.5, False)) == "return 0.50 (random actions), no success"
-    assert str(Trial(9, 11.0, 12.5, True)) == "return 12.50 (11.00 was predicted), success"
+    first = Trial(0, None, 24.5, 0.5, success=False, early_end=None)
+    assert str(first) == "return 0.5, cost 24.5 (random actions), no success"
+    early = Trial(9, 11.0, 12.5, 94.75, success=True, early_end="terminated at step 3 of 9")
+    words = "return 94.75, cost 12.5 (11 predicted), terminated at step 3 of 9, success"
+    assert str(early) == words
+    assert str(Trial(9, 11.0, 12.5, 94.75, None, None)) == "return 94.75, cost 12.5 (11 predicted)"
 
 
 # -- parts ---------------------------------------------------------------------------------------

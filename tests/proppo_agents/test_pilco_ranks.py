@@ -129,7 +129,7 @@ def test_restarts_and_trials_are_the_same(ranks: Any) -> None:
     one, two = ranks[1]
     assert one["trials"] == two["trials"]
     assert [trial["steps"] for trial in one["trials"]] == [0, 3, 6, 9]
-    assert all(trial["predicted_return"] is not None for trial in one["trials"][1:])
+    assert all(trial["predicted_cost"] is not None for trial in one["trials"][1:])
     # The first trial starts a search; a later one too, or this test would not tell much.
     assert one["searches"] == two["searches"]
     assert len(one["searches"]) > 1
@@ -163,14 +163,14 @@ def test_one_rank_writes(ranks: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_return_predicted_is_that_of_all_particles(ranks: Any) -> None:
+def test_the_cost_predicted_is_that_of_all_particles(ranks: Any) -> None:
     """What is logged at the steps, and what a trial keeps, is the mean over both ranks."""
     folder, (one, _) = ranks
     header, *rows = (line.split(",") for line in (folder / "run/metrics.csv").read_text().split())
-    column = header.index("predicted/return")
+    column = header.index("predicted/cost")
     logged = [float(row[column]) for row in rows if row[column]]
     assert len(logged) == 9
-    kept = [trial["predicted_return"] for trial in one["trials"][1:]]
+    kept = [trial["predicted_cost"] for trial in one["trials"][1:]]
     means = [sum(logged[k : k + 3]) / 3 for k in (0, 3, 6)]
     assert kept == pytest.approx(means, rel=1e-5)
 

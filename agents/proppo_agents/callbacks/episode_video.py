@@ -22,7 +22,8 @@ class EpisodeVideo(pl.Callback):
 
     Films are written to ``videos/trial-NUMBER`` in the run's folder, by Gymnasium's RecordVideo as
     mp4, or as GIF; where TensorBoard is a logger, the film is among its images (as GIF, which it
-    shows moving). Logged: ``evaluation/return`` and ``evaluation/success``.
+    shows moving). Logged: ``evaluation/return``, the sum of the environment's rewards, and,
+    where the environment tells it, ``evaluation/success``.
 
     Args:
         every_n_epochs: film at the end of each so-and-so-many-th epoch, and of the last.
@@ -69,10 +70,9 @@ class EpisodeVideo(pl.Callback):
             return
         path = None if folder is None else folder / f"trial-{trial:03d}.{self.file_format}"
         film = film_episode(self._env, pl_module.act, self.seed, path)
-        metrics = {
-            "evaluation/return": film.episode.total,
-            "evaluation/success": float(film.episode.success),
-        }
+        metrics = {"evaluation/return": film.episode.total}
+        if film.episode.success is not None:
+            metrics["evaluation/success"] = float(film.episode.success)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         for writer in tensorboard_writers(trainer):

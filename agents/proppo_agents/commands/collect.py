@@ -11,6 +11,7 @@ from pathlib import Path
 from lightning_proppo.cli import CommandError
 from proppo_agents.commands.options import positive
 from proppo_agents.commands.sources import Source, of_checkpoint, of_config, of_environment
+from proppo_agents.experience.episodes import in_words, step_limit
 from proppo_agents.experience.files import EpisodeFileError, EpisodeFolder
 from proppo_agents.experience.keeping import collect_and_keep
 
@@ -45,11 +46,10 @@ def main(args: Sequence[str]) -> int:
             episode = collect_and_keep(source.env, source.policy, seed, folder, about)
         except OSError as error:
             raise CommandError(f"{options.out} cannot be written: {error.strerror}.") from error
-        told = "" if len(folder) > before else ", which the folder held already"
-        sys.stdout.write(
-            f"seed {seed}: {len(episode.actions)} steps, return {episode.total:.4g}, "
-            f"{'success' if episode.success else 'no success'}{told}\n"
-        )
+        held = [] if len(folder) > before else ["which the folder held already"]
+        end = in_words(episode.early_end(step_limit(source.env)), episode.success)
+        outcome = [f"{len(episode.actions)} steps", f"return {episode.total:.4g}", *end, *held]
+        sys.stdout.write(f"seed {seed}: {', '.join(outcome)}\n")
         sys.stdout.flush()
     sys.stdout.write(f"{options.out} holds {len(folder)} episodes.\n")
     sys.stdout.flush()

@@ -12,6 +12,7 @@ import gymnasium
 
 from lightning_proppo.cli import CommandError
 from proppo_agents.commands.sources import of_checkpoint
+from proppo_agents.experience.episodes import in_words, step_limit
 from proppo_agents.watching.films import FilmError, can_write, film_episode, rendered
 
 
@@ -41,11 +42,14 @@ def main(args: Sequence[str]) -> int:
             raise CommandError(str(error)) from error
         except OSError as error:
             raise CommandError(f"{options.out} cannot be written: {error.strerror}.") from error
-    seconds = len(film.episode.actions) / film.frames_per_second
-    sys.stdout.write(
-        f"{options.out}: {len(film.frames)} frames, {seconds:.4g} s, return "
-        f"{film.episode.total:.4g}, {'success' if film.episode.success else 'no success'}\n"
-    )
+    episode = film.episode
+    outcome = [
+        f"{len(film.frames)} frames",
+        f"{len(episode.actions) / film.frames_per_second:.4g} s",
+        f"return {episode.total:.4g}",
+        *in_words(episode.early_end(step_limit(source.env)), episode.success),
+    ]
+    sys.stdout.write(f"{options.out}: {', '.join(outcome)}\n")
     sys.stdout.flush()
     return 0
 

@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lightning_proppo.cli import CommandError, load_module
+from lightning_proppo.cli.hints import hint
 from lightning_proppo.cli.program import first_line
 from lightning_proppo.installed_lightning import pl
 from proppo_agents.experience.episodes import PolicyFunction
@@ -70,7 +71,8 @@ def of_config(path: Path) -> Source:
     try:
         module = parser.instantiate(parser.parse_object({"model": described})).model
     except Exception as error:
-        raise CommandError(f"the model of {path} cannot be made: {error}") from error
+        message = f"the model of {path} cannot be made: {error}"
+        raise CommandError(message + hint(message)) from error
     return _of_module(module, None)
 
 

@@ -18,11 +18,12 @@ ARGUMENTS = ("observation", "action", "next_observation")
 
 
 class Cost(Part):
-    """The cost of a step of a rollout, differentiable; the reward is ``reward_offset - cost``.
+    """The cost of a step of a rollout, differentiable.
 
     Attributes:
-        of_environment: whether the reward is the environment's, known or learned.
-        reward_offset: the reward where the cost is 0.
+        of_environment: whether it is the environment's: ``reward_offset`` less its reward, known or
+            learned.
+        reward_offset: the environment's reward where the cost is 0.
         uses: those of the arguments that the cost depends on. Estimators that shape the state
             (GS) look at these alone.
     """
@@ -66,18 +67,17 @@ class Cost(Part):
         return type(self).fit is not Cost.fit
 
     @torch.no_grad()
-    def return_of(self, episode: Episode, like: Tensor) -> float:
-        """Return the sum of a real episode's rewards, that which compares with predicted returns.
+    def cost_of(self, episode: Episode, like: Tensor) -> float:
+        """Return the sum of a real episode's costs.
 
         Args:
             episode: of H steps.
             like: of the dtype and on the device that costs are computed in.
         """
         if self.of_environment:
-            return episode.total
+            return self.reward_offset * len(episode.rewards) - episode.total
         x, u = episode.observations.to(like), episode.actions.to(like)
-        costs = self(**self.arguments(x[:-1], u, x[1:]))
-        return float((self.reward_offset - costs).sum())
+        return float(self(**self.arguments(x[:-1], u, x[1:])).sum())
 
     def arguments(
         self, observation: Tensor, action: Tensor, next_observation: Tensor

@@ -139,8 +139,6 @@ class SaturatingCost(_TargetCost):
         ValueError: if an argument is not as said here.
     """
 
-    reward_offset = 1.0
-
     def __init__(
         self,
         target: Sequence[float],

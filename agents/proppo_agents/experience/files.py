@@ -28,6 +28,8 @@ from lightning_proppo.files import sync_folder, write_whole
 from proppo_agents.experience.episodes import Episode
 
 _ARRAYS = {"observations": 2, "actions": 2, "rewards": 1, "success": 0}
+_OPTIONAL = {"terminated": 0}  # files of before do not have it
+_NOT_REPORTED = np.array(-1, dtype=np.int8)
 _NAME = re.compile(r"episode-(\d+)-([0-9a-f]{16})\.npz")
 
 
@@ -88,7 +90,9 @@ class EpisodeFolder:
             sync_folder(self.path.parent)
         # Of two that write at once, both may take this number; the digest tells them apart.
         target = self.path / f"episode-{max(numbers) + 1:05d}-{digest}.npz"
-        arrays: dict[str, Any] = dict(_arrays(episode))
+        # No part of the digest, which files of before have in their names. It comes first: a
+        # damaged file may lack the last arrays, and this one would not be missed.
+        arrays: dict[str, Any] = {"terminated": np.array(episode.terminated), **_arrays(episode)}
         arrays["about"] = np.array(json.dumps(about or {}, default=str))
         write_whole(target, lambda file: np.savez(file, allow_pickle=False, **arrays))
         return target
@@ -162,7 +166,9 @@ def read_episode(path: Path) -> StoredEpisode:
         name: torch.from_numpy(np.array(arrays[name], dtype=np.float64))
         for name in ("observations", "actions", "rewards")
     }
-    return StoredEpisode(Episode(**tensors, success=bool(arrays["success"])), about, path)
+    success = None if arrays["success"] == _NOT_REPORTED else bool(arrays["success"])
+    terminated = bool(arrays.get("terminated", False))
+    return StoredEpisode(Episode(**tensors, success=success, terminated=terminated), about, path)
 
 
 def digest_of(episode: Episode) -> str:
@@ -185,7 +191,8 @@ def _arrays(episode: Episode) -> dict[str, NDArray[Any]]:
         name: np.ascontiguousarray(getattr(episode, name).detach().cpu().numpy(), dtype="<f8")
         for name in ("observations", "actions", "rewards")
     }
-    return found | {"success": np.array(bool(episode.success))}
+    success = episode.success
+    return found | {"success": _NOT_REPORTED if success is None else np.array(bool(success))}
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -200,9 +207,15 @@ def _check(arrays: dict[str, NDArray[Any]], about: Any) -> None:
     missing = [name for name in _ARRAYS if name not in arrays]
     if missing:
         raise ValueError(f"it holds no {', '.join(missing)}.")
+    # A name that is damaged must not pass for an array that is not there.
+    unknown = sorted(arrays.keys() - _ARRAYS.keys() - _OPTIONAL.keys())
+    if unknown:
+        raise ValueError(f"it holds {', '.join(unknown)}, which is unknown here.")
     if not isinstance(about, dict):
         raise ValueError("about is no JSON object.")
-    for name, axes in _ARRAYS.items():
+    for name, axes in (_ARRAYS | _OPTIONAL).items():
+        if name not in arrays:
+            continue
         array = arrays[name]
         if array.ndim != axes or array.dtype.kind not in "fiub":
             raise ValueError(

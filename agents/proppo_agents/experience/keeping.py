@@ -113,22 +113,6 @@ def earlier_episodes(
     return without_doubles(stored, known)
 
 
-def trial_of(stored: StoredEpisode, real_return: float) -> Trial:
-    """Return what is known of the trial that an episode was.
-
-    Args:
-        stored: the episode.
-        real_return: its return.
-    """
-    predicted = stored.about.get("predicted_return")
-    return Trial(
-        steps=int(stored.about.get("steps", 0)),
-        predicted_return=None if predicted is None else float(predicted),
-        real_return=real_return,
-        success=stored.episode.success,
-    )
-
-
 def seeds_of(found: Sequence[StoredEpisode]) -> set[int]:
     """Return the seeds that episodes were collected with, where their files tell."""
     return {int(each.about["seed"]) for each in found if each.about.get("seed") is not None}
@@ -163,7 +147,7 @@ def keep_all(
         environment: its id.
     """
     for episode, trial in zip(episodes, trials, strict=True):
-        about = {"steps": trial.steps, "predicted_return": trial.predicted_return}
+        about = {"steps": trial.steps, "predicted_cost": trial.predicted_cost}
         folder.add(episode, {"environment": environment, **about})
     for each in found:
         folder.add(each.episode, each.about)

@@ -36,13 +36,17 @@ class Progress:
         begun: the epoch whose trial has begun last; None: none yet.
         concluded: after how many gradient steps the final policy had its episode; None: not yet.
         search_started: how many trials there were when the policy was last drawn at random.
-        predicted: the mean returns [] that the model predicted, in each step since the last trial.
+        predicted: the costs [] of an episode by the model, in each step since the last trial.
+        best_trial: the trial of the best policy so far; None: no policy has had one.
+        best_policy: that policy's parameters and buffers.
     """
 
     begun: int | None = None
     concluded: int | None = None
     search_started: int = 0
     predicted: list[Tensor] = field(default_factory=list)
+    best_trial: int | None = None
+    best_policy: dict[str, Tensor] = field(default_factory=dict)
 
 
 class LeftOver:

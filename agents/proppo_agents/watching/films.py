@@ -125,6 +125,7 @@ def film_episode(
     if path is not None:
         can_write(path.suffix)
         path.parent.mkdir(parents=True, exist_ok=True)
+    env = _CopiedPictures(env)
     fps = float(env.metadata.get("render_fps") or 30)
     if path is not None and path.suffix == ".mp4":
         return _record(env, policy, seed, path, fps)
@@ -138,6 +139,14 @@ def film_episode(
     elif path is not None:
         _write_pictures(film, path)
     return film
+
+
+class _CopiedPictures(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Gymnasium's collectors keep the pictures that they get, and an environment may reuse its."""
+
+    def render(self) -> Any:
+        """Return a picture of one's own."""
+        return np.array(super().render())
 
 
 def _record(

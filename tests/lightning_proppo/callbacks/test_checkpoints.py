@@ -96,6 +96,27 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(
     assert "first_epoch" in text
 
 
+def test_a_resumed_run_remembers_where_rp_and_lr_disagreed(
+    one_pl: ModuleType, tmp_path: Path
+) -> None:
+    """Three gradients an epoch. A checkpoint of an earlier version has no such memory."""
+    whole = fit(one_pl, tmp_path / "whole", 2).manager.disagreement
+    fit(one_pl, tmp_path / "resumed", 1)
+    (kept,) = (tmp_path / "resumed").rglob("epoch=0.ckpt")
+    resumed = fit(one_pl, tmp_path / "resumed", 2, kept).manager.disagreement
+    assert whole.gradients == resumed.gradients == 6
+    for mine, theirs in zip(
+        whole.state_dict()["averages"], resumed.state_dict()["averages"], strict=True
+    ):
+        for a, b in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+    checkpoint = torch.load(kept, weights_only=True)
+    del checkpoint["proppo_disagreement"]
+    torch.save(checkpoint, kept)
+    assert fit(one_pl, tmp_path / "resumed", 2, kept).manager.disagreement.gradients == 3
+
+
 def test_what_is_logged_after_a_checkpoint_is_in_it(one_pl: ModuleType, tmp_path: Path) -> None:
     fit(one_pl, tmp_path, 1)
     expected = rows(tmp_path)

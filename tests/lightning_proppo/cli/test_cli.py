@@ -77,6 +77,19 @@ class Told(Agent):
         return {"returns": [float("nan")] * episodes, "success": [False] * episodes}
 
 
+class Telling(Agent):
+    def evaluate_policy(self, episodes, seed):
+        ends = ["terminated at step 3 of 9"] + [None] * (episodes - 1)
+        success = [None, True, False][:episodes]
+        return {
+            "returns": [94.5] * episodes,
+            "success": success if episodes > 1 else [None],
+            "costs": [float(i) for i in range(episodes)],
+            "early_ends": ends,
+            "note": "left out",
+        }
+
+
 class Silent(Agent):
     evaluate_policy = None
 
@@ -205,6 +218,30 @@ def test_a_module_that_asks_is_told_of_progress_and_nan_becomes_null(
     path = save(folder / "a.ckpt", "my_agents.Told")
     assert main(["evaluate", "--ckpt", str(path), "--episodes", "2", "--json"]) == 0
     assert capsys.readouterr().out == '{"returns": [null, null], "success": [false, false]}\n'
+
+
+def test_costs_and_early_ends_are_named_and_what_is_not_reported_is_not_counted(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save(folder / "a.ckpt", "my_agents.Telling")
+    assert main(["evaluate", "--ckpt", str(path), "--episodes", "3"]) == 0
+    assert capsys.readouterr().out == (
+        "episode      return        cost  success  early end\n"
+        "      1        94.5           0  -        terminated at step 3 of 9\n"
+        "      2        94.5           1  yes\n"
+        "      3        94.5           2  no\n"
+        "\n"
+        "return   94.5 (mean), 0 (standard deviation)\n"
+        "cost     1 (mean), 1 (standard deviation)\n"
+        "success  1 of 2 (50%); 1 not reported\n"
+    )
+    assert main(["evaluate", "--ckpt", str(path), "--episodes", "1"]) == 0
+    assert capsys.readouterr().out.endswith("success  not reported\n")
+    assert main(["evaluate", "--ckpt", str(path), "--episodes", "2", "--json"]) == 0
+    assert capsys.readouterr().out == (
+        '{"returns": [94.5, 94.5], "success": [null, true], "costs": [0.0, 1.0], '
+        '"early_ends": ["terminated at step 3 of 9", null]}\n'
+    )
 
 
 def test_hyper_parameters_reach_the_module(folder: Path) -> None:
@@ -393,6 +430,42 @@ def test_a_run_that_leaves_nothing_says_so_and_can_be_repeated(
         assert "none was saved" in told
         assert "log directory" not in told
     assert {path.name for path in folder.iterdir()} - {"__pycache__"} == {"a.yaml", "my_agents.py"}
+
+
+REFUSED = """
+class Refused(Agent):
+    def __init__(self, hook: str = "setup") -> None:
+        super().__init__()
+        setattr(self, hook, self.refuse)
+
+    def refuse(self, *args, **options):
+        raise ValueError("refused")
+"""
+
+
+@pytest.mark.parametrize("logger", ["TensorBoardLogger", "CSVLogger"])
+@pytest.mark.parametrize(
+    "hook", ["setup", "configure_optimizers", "on_fit_start", "train_dataloader", "training_step"]
+)
+def test_a_run_that_is_refused_before_it_begins_leaves_no_folder(
+    hook: str, logger: str, folder: Path
+) -> None:
+    (folder / "my_agents.py").write_text(MODULE + REFUSED)
+    options = {"class_path": logger, "init_args": {"save_dir": "runs", "name": "toy"}}
+    config = str(write_config(folder / "a.yaml", logger=options))
+    assert main(["fit", "--config", config]) == 0
+    before = sorted(folder.rglob("*"))
+    arguments = ["--model", "my_agents.Refused", "--model.hook", hook]
+    with pytest.raises(ValueError, match="refused"):
+        main(["fit", "--config", config, *arguments])
+    # What a run leaves that has begun may be of use, and so may the files of an earlier one.
+    began = hook == "training_step"
+    assert (folder / "runs" / "toy" / "version_1").exists() is began
+    if not began:
+        assert sorted(folder.rglob("*")) == before
+    with pytest.raises((RuntimeError, ValueError), match=r"NOT exist|refused"):
+        main(["fit", "--config", config, *arguments, "--trainer.logger.version=0"])
+    assert (folder / "runs" / "toy" / "version_0" / "curve.png").exists()
 
 
 def test_plots_of_an_earlier_run_are_not_told(

@@ -130,9 +130,9 @@ def test_the_farthest_checkpoint_is_taken_and_a_damaged_one_named(
 ) -> None:
     assert last_checkpoint(folder) is None
     for name, step in (("b", 7), ("a", 9), ("weights-alone", 11)):
-        content: dict[str, Any] = {"global_step": step, "loops": {}}
+        content: dict[str, Any] = {"global_step": step, "optimizer_states": []}
         if step == 11:
-            del content["loops"]
+            del content["optimizer_states"]
         torch.save(content, folder / f"{name}.ckpt")
     assert last_checkpoint(folder) == folder / "a.ckpt"
     assert capsys.readouterr().err == ""
@@ -143,7 +143,7 @@ def test_the_farthest_checkpoint_is_taken_and_a_damaged_one_named(
 
 def test_a_checkpoint_that_is_given_is_taken(folder: Path) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump({"trainer": {"logger": False}}))
-    torch.save({"global_step": 1, "loops": {}}, folder / "a.ckpt")
+    torch.save({"global_step": 1, "optimizer_states": []}, folder / "a.ckpt")
     arguments = fit_arguments([str(folder), "--ckpt_path", "other.ckpt", "--model.x=1"])
     assert arguments[:2] == ["fit", "--config"]
     assert yaml.safe_load(arguments[2])["trainer"]["logger"] is False

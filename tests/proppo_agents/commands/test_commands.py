@@ -125,6 +125,7 @@ def test_what_was_collected_before_a_failure_is_there(
         (["--config", "none.yaml"], "none.yaml cannot be read: No such file"),
         (["--config", "list.yaml"], "list.yaml is not a configuration of fit"),
         (["--config", "other.yaml"], "the model of other.yaml cannot be made"),
+        (["--config", "part.yaml"], "Did you mean 'init_args'?"),
         (["--config", "rnn.yaml"], "ChaoticRNNModule does not act in an environment"),
         (["--environment", "None-v0"], "None-v0 cannot be made"),
         (["--environment", "CartPole-v1"], "the actions of CartPole-v1 must be a Box"),
@@ -139,6 +140,10 @@ def test_what_cannot_be_collected_is_told(
     monkeypatch.chdir(tmp_path)
     Path("list.yaml").write_text("- 1\n")
     Path("other.yaml").write_text("model: {class_path: proppo_agents.PILCO, init_args: {x: 1}}\n")
+    Path("part.yaml").write_text(
+        "model: {class_path: proppo_agents.PILCO, init_args: {cost: "
+        "{class_path: proppo_agents.SaturatingCost, init_arg: {target: [0, 0, 0, 0]}}}}\n"
+    )
     Path("rnn.yaml").write_text("model: {class_path: proppo_agents.ChaoticRNNModule}\n")
     with pytest.raises(CommandError) as raised:
         run_collect([*args, "--out", "data"])

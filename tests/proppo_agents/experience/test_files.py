@@ -29,11 +29,13 @@ from proppo_agents.experience.files import (
 def episode(seed: int = 0, steps: int = 5) -> Episode:
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(steps + 1, 6, generator=generator, dtype=torch.float64)
-    return Episode(drawn[:, :4], drawn[1:, 4:5], drawn[1:, 5], success=seed % 2 == 1)
+    success = (False, True, None)[seed % 3]
+    return Episode(drawn[:, :4], drawn[1:, 4:5], drawn[1:, 5], success, terminated=seed % 2 == 0)
 
 
 def same(first: Episode, second: Episode) -> bool:
-    return first.success is second.success and all(
+    ends = (first.success is second.success, first.terminated is second.terminated)
+    return all(ends) and all(
         torch.equal(getattr(first, name), getattr(second, name))
         for name in ("observations", "actions", "rewards")
     )
@@ -45,10 +47,20 @@ def written(tmp_path: Path) -> Path:
 
 
 def test_what_is_read_is_what_was_written(written: Path) -> None:
+    for seed in (1, 2):
+        path = EpisodeFolder(written.parent).add(episode(seed))
+        assert same(read_episode(path).episode, episode(seed))
     found = read_episode(written)
     assert same(found.episode, episode())
     assert found.about == {"seed": 3}
     assert found.episode.observations.dtype == torch.float64
+
+
+def test_a_file_of_before_does_not_say_whether_it_was_terminated(written: Path) -> None:
+    with np.load(written) as archive:
+        arrays = {name: archive[name] for name in archive.files if name != "terminated"}
+    np.savez(written, **arrays)
+    assert same(read_episode(written).episode, replace(episode(), terminated=False))
 
 
 def test_a_folder_keeps_the_order_and_goes_on_counting(tmp_path: Path) -> None:
@@ -74,11 +86,12 @@ def test_episodes_differ_by_every_number() -> None:
     first = episode()
     others = [
         replace(first, success=not first.success),
+        replace(first, success=None),
         replace(first, rewards=first.rewards + 1e-12),
         replace(first, actions=first.actions.reshape(1, 5)),
         episode(1),
     ]
-    assert len({digest_of(each) for each in [first, *others]}) == 5
+    assert len({digest_of(each) for each in [first, *others]}) == 6
     assert digest_of(first) == digest_of(episode())
 
 

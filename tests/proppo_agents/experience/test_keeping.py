@@ -55,7 +55,7 @@ def test_a_run_keeps_its_episodes(tmp_path: Path) -> None:
     assert digests(tmp_path / "episodes") == held(module)
     assert [each.about["steps"] for each in found] == [0, 2, 4]
     assert [each.about["actions"] for each in found] == ["random", "policy", "policy"]
-    assert found[2].about["predicted_return"] == module.trials[2].predicted_return
+    assert found[2].about["predicted_cost"] == module.trials[2].predicted_cost
     assert found[0].about["environment"] == "proppo_envs:CartPoleSwingUp-v0"
     assert found[0].about["environment_options"] == {"cost_width": 0.3}
     # As it says, the episode can be had again.

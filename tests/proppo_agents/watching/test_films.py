@@ -50,6 +50,24 @@ def test_filming_changes_nothing(env: gymnasium.Env[Any, Any]) -> None:
     assert not np.array_equal(film.frames[0], film.frames[-1])
 
 
+class OneCanvas(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Draws all its pictures into one array."""
+
+    def render(self) -> Any:
+        picture = super().render()
+        self.canvas = getattr(self, "canvas", np.empty_like(picture))
+        self.canvas[:] = picture
+        return self.canvas
+
+
+def test_an_environment_may_draw_all_its_pictures_into_one_array(
+    env: gymnasium.Env[Any, Any],
+) -> None:
+    expected = film_episode(env, policy, seed=3).frames
+    found = film_episode(OneCanvas(env), policy, seed=3).frames
+    assert np.array_equal(found, expected)
+
+
 def test_the_environment_is_made_again_with_its_wrappers_and_options() -> None:
     with gymnasium.make(NAME, cost_width=0.3, max_episode_steps=7) as made:
         half = np.full(1, 0.5, dtype=np.float32)
