@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_proppo.disagreement import DisagreementMemory, signs
 from lightning_proppo.engine.backward_pass import BackwardPass
 from lightning_proppo.engine.cuts import is_cut
-from lightning_proppo.mathematics.accuracy import squared_norm, trace_of_covariance
+from lightning_proppo.mathematics.accuracy import (
+    squared_norm,
+    squared_signal,
+    standard_errors,
+    trace_of_covariance,
+)
+from lightning_proppo.mathematics.disagreement import fold
 from lightning_proppo.per_particle import Answers, ParameterUses, find_parameter_uses
 from lightning_proppo.per_particle.plans import Graph, Plan
 from lightning_proppo.per_particle.remembering import RememberingUses
@@ -37,6 +45,39 @@ class Estimate:
 
 
 @dataclass(frozen=True, eq=False)
+class Difference:
+    r"""RP's batch-mean gradient less LR's, whose expectation is RP's bias.
+
+    Attributes:
+        vector: :math:`\hat d`, over the chosen parameters, flat, in float64.
+        variance: :math:`\mathrm{tr}\, \mathrm{Cov}[\hat d]`.
+    """
+
+    vector: Tensor
+    variance: float
+
+    @property
+    def squared_norm(self) -> float:
+        r""":math:`|\hat d|^2`."""
+        return squared_norm([self.vector])
+
+    @property
+    def bias(self) -> float:
+        r"""RP's, :math:`\sqrt{\max(|\hat d|^2 - V, 0)}`."""
+        return math.sqrt(max(squared_signal(self.squared_norm, self.variance), 0.0))
+
+    @property
+    def standard_errors(self) -> float:
+        r""":math:`z = |\hat d| / \sqrt{V}`."""
+        return standard_errors(self.squared_norm, self.variance)
+
+    def folded(self) -> Difference:
+        """Return few numbers on the CPU, [SKETCH], of the same length on average."""
+        size, device = len(self.vector), self.vector.device
+        return Difference(fold(self.vector, signs(size, device)).cpu(), self.variance)
+
+
+@dataclass(frozen=True, eq=False)
 class Findings:
     """What was found in one rollout.
 
@@ -48,6 +89,10 @@ class Findings:
         lr_weight: TP's weight on LR, the mean over each time step's samples, [H]; empty without TP.
         rows: what H counts: ``"time step"``, or ``"sample"`` where samples do not tell.
         missing: why there is nothing of an estimator, by its name.
+        difference: None without RP, LR, or parameters.
+        guarded: whether TP tested its samples' differences of RP and LR.
+        disagreement: their lengths in standard errors, averaged over gradients, the largest among
+            each time step's samples, [H]; empty where they are not known.
     """
 
     particles: int
@@ -56,6 +101,9 @@ class Findings:
     lr_weight: Tensor
     rows: str
     missing: dict[str, str]
+    difference: Difference | None
+    guarded: bool
+    disagreement: Tensor
 
 
 @dataclass(frozen=True)
@@ -109,6 +157,7 @@ class Comparison:
         self._gradients: RolloutGradients | None = None
         self._lr_weight: list[Tensor] = []
         self._kinds: list[Kind] = []
+        self._asked: list[int] = []  # how many samples had asked the guard, up to each
         # Parameters at which TP, the estimator in use, compares variances for want of a target.
         self.weighed: dict[int, Tensor] = {}
 
@@ -224,6 +273,8 @@ class Comparison:
         if sample is not None:
             parameters = frozenset(id(leaf) for leaf in leaves if not is_cut(leaf))
             self._kinds.append(Kind(sample.shape, parameters))
+            look = None if self._pass is None else self._pass.look
+            self._asked.append(0 if look is None else look.asked)
         places = [k for k, leaf in enumerate(leaves) if self._is_chosen(leaf)]
         chosen = [leaves[k] for k in places]
         for name, arrived in found.items():
@@ -236,8 +287,12 @@ class Comparison:
         if self.used == "TP":
             self.weighed.update((id(leaf), leaf) for leaf in leaves if not is_cut(leaf))
 
-    def findings(self) -> Findings | None:
-        """Return what was found; None if no pass has been looked at."""
+    def findings(self, memory: DisagreementMemory | None = None) -> Findings | None:
+        """Return what was found; None if no pass has been looked at.
+
+        Args:
+            memory: what the guard has found in this gradient and earlier ones.
+        """
         gradients = self._gradients
         if gradients is None:
             return None
@@ -271,7 +326,30 @@ class Comparison:
             else torch.zeros(0, dtype=torch.float64),
             rows,
             dict(self.missing),
+            self._difference(gradients) if {"RP", "LR"} <= set(estimates) else None,
+            bool(self._asked and self._asked[-1]),
+            self._disagreement(memory, lengths),
         )
+
+    def _disagreement(self, memory: DisagreementMemory | None, lengths: list[int]) -> Tensor:
+        """Return what the guard's memory says of each time step."""
+        found = torch.zeros(0) if memory is None else memory.standard_errors().cpu()
+        asked = torch.tensor([0, *self._asked])
+        # That of another rollout's samples says nothing of these.
+        if not len(found) or len(found) != asked[-1]:
+            return torch.zeros(0, dtype=torch.float64)
+        by_sample = torch.zeros(len(self._kinds), dtype=torch.float64)
+        by_sample[asked.diff() > 0] = found.flip(0)  # the others have nothing to disagree on
+        return _reduce(by_sample, lengths, torch.max)
+
+    def _difference(self, gradients: RolloutGradients) -> Difference | None:
+        numbers = self._numbers["RP"], self._numbers["LR"]
+        parts = [part.double() for part in gradients.difference(*numbers).values()]
+        if not parts:
+            return None
+        squares = gradients.squares_of_difference(*numbers)
+        variance = float(trace_of_covariance(squares, gradients.particles))
+        return Difference(torch.cat(parts), variance)
 
 
 def time_steps(kinds: Sequence[Kind]) -> list[int]:

@@ -195,6 +195,20 @@ class DisagreementMemory:
             found[kind] = iter(doubts.unbind())
         return [(kind, next(found[kind])) for kind in self._kinds]
 
+    @torch.no_grad()
+    def standard_errors(self) -> Tensor:
+        """Return the length of each sample's average difference in standard errors, [T].
+
+        The first sample of the rollout comes first. Of a sample's groups the largest counts.
+        Nothing is waited for: the values may still be on their way from a GPU.
+        """
+        found = {}
+        for kind, average in self._averages.items():
+            squares = average.units.square().sum(-1).amax(1) / self._noise
+            found[kind] = iter(squares.sqrt().flip(0).unbind())
+        errors = [next(found[kind]) for kind in reversed(self._kinds)]
+        return torch.stack(errors) if errors else torch.zeros(0, dtype=torch.float64)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the memory as tensors and plain values."""
         return {
@@ -241,6 +255,11 @@ class Look:
         self._numbers = 0
         self._found: dict[tuple[int, ...], list[Differences]] = {}
         self._recent: list[Tensor] = []
+
+    @property
+    def asked(self) -> int:
+        """How many samples have asked."""
+        return len(self._kinds)
 
     def doubt(self, evidence: Evidence) -> Tensor | None:
         """Return the share of RP's weight that LR is to have at the next sample.
@@ -324,11 +343,11 @@ def _differences(evidence: Sequence[Evidence]) -> Differences:
 def _folded(units: Tensor) -> Tensor:
     """Return units [T, n] as few numbers, [T, m], always by the same random signs."""
     size = units.shape[-1]
-    return units if size <= SKETCH else fold(units, _signs(size, units.device))
+    return units if size <= SKETCH else fold(units, signs(size, units.device))
 
 
 @functools.cache
-def _signs(size: int, device: torch.device) -> Tensor:
+def signs(size: int, device: torch.device) -> Tensor:
     """Return random signs, [n], on a device to which nothing is copied after the first time."""
     generator = torch.Generator().manual_seed(size)
     return (2.0 * torch.randint(0, 2, (size,), generator=generator) - 1.0).to(device)

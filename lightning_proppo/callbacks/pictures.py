@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
+
+from lightning_proppo.callbacks.alarms import SIGNIFICANT
 
 # RP's values may go through all of float64; colours stay within so much of LR's.
 _RANGE = 1e6
@@ -22,16 +25,19 @@ class Column:
         variances: by the estimator's name (RP, LR), [H].
         lr_weight: TP's weight on LR, [H] or empty.
         rows: what H counts, ``"time step"`` or ``"sample"``.
+        disagreement: of RP and LR, in standard errors, [H] or empty.
     """
 
     step: int
     variances: dict[str, Tensor]
     lr_weight: Tensor
-    rows: str = "sample"  # as in checkpoints that do not say
+    # As in checkpoints that do not say.
+    rows: str = "sample"
+    disagreement: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
 
 def draw_columns(columns: Sequence[Column]) -> dict[str, Any]:
-    """Draw an image each of RP's variance, LR's variance, and TP's weight on LR.
+    """Draw an image each of RP's variance, LR's variance, TP's weight on LR, and disagreement.
 
     The *front* is drawn as a line: the last time step at which RP's part of the gradient is noisier
     than LR's. Before it, back-propagation is of no use.
@@ -49,7 +55,8 @@ def draw_columns(columns: Sequence[Column]) -> dict[str, Any]:
     tables = {
         "variance_RP": _table([c.variances.get("RP") for c in columns]),
         "variance_LR": _table([c.variances.get("LR") for c in columns]),
-        "weight_on_LR": _table([c.lr_weight if len(c.lr_weight) else None for c in columns]),
+        "weight_on_LR": _table([c.lr_weight for c in columns]),
+        "disagreement": _table([c.disagreement for c in columns]),
     }
     rp, lr = tables["variance_RP"], tables["variance_LR"]
     front = None if rp is None or lr is None else _front(rp, lr)
@@ -58,10 +65,17 @@ def draw_columns(columns: Sequence[Column]) -> dict[str, Any]:
         "variance_RP": ("RP", f"variance of a {rows}'s part", logarithmic),
         "variance_LR": ("LR", f"variance of a {rows}'s part", logarithmic),
         "weight_on_LR": ("TP", "weight on LR (the rest is on RP)", Normalize(0, 1)),
+        # What is significant is in the upper half.
+        "disagreement": (
+            "RP against LR",
+            "disagreement in standard errors",
+            Normalize(0, 2 * SIGNIFICANT),
+        ),
     }
+    fronted = ("variance_RP", "weight_on_LR")
     steps = np.array([column.step for column in columns])
     return {
-        name: _draw(table, steps, rows, front if name != "variance_LR" else None, *titles[name])
+        name: _draw(table, steps, rows, front if name in fronted else None, *titles[name])
         for name, table in tables.items()
         if table is not None
     }
@@ -83,7 +97,7 @@ def _draw(table: Any, steps: Any, rows: str, front: Any, title: str, label: str,
         outline = [withStroke(linewidth=3.5, foreground="black")]
         ax.plot(steps, front, color="white", linewidth=1.5, path_effects=outline, label="front")
         ax.legend(loc="upper right", fontsize=10)
-    extend = "neither" if norm.vmax == 1 and norm.vmin == 0 else "both"
+    extend = "both" if norm.vmin else "max" if norm.vmax > 1 else "neither"
     bar = figure.colorbar(image, ax=ax, extend=extend)
     bar.set_label(label, fontsize=12)
     ax.set_title(title, fontsize=14)

@@ -14,16 +14,20 @@ from lightning_proppo.callbacks.pictures import Column, draw_columns
 from lightning_proppo.comparison import Findings
 
 _CHARTS = {
-    "variance": "log10_variance",
-    "signal-to-noise ratio": "log10_snr",
-    "particles needed": "log10_particles_needed",
-    "gradient norm": "log10_gradient_norm",
+    "log10 of variance": "log10_variance",
+    "log10 of signal-to-noise ratio": "log10_snr",
+    "log10 of particles needed": "log10_particles_needed",
+    "log10 of gradient norm": "log10_gradient_norm",
+    "log10 of bias": "log10_bias",
+    "disagreement in standard errors": "disagreement",
 }
+# Of RP alone, where it is compared with LR.
+_OF_DIFFERENCE = ("log10_bias", "disagreement")
 # Training steps in the image; where there would be more, every other one is left out.
 _COLUMNS = 256
 # Of the time that passes, drawing during the training may take this share.
 _SHARE = 0.01
-_LOGARITHMIC = ("variance/", "snr/", "particles_needed/", "gradient_norm/")
+_LOGARITHMIC = ("variance/", "snr/", "particles_needed/", "gradient_norm/", "bias/")
 # Another name than the images have: TensorBoard shows one kind of thing under one name.
 _HISTOGRAMS = "time_step_histograms"
 # So many bars TensorBoard draws; it would share more out among these unevenly.
@@ -106,16 +110,17 @@ class TensorBoardPages:
         if not names:
             return {}
         category = f"Gradient estimators: {self.name}" if self.name else "Gradient estimators"
-        # Which mark is which curve's, TensorBoard decides at every start; its own legend says.
-        return {
-            category: {
-                f"log10 of {title}": [
-                    "Multiline",  # with regular expressions
-                    [f"{re.escape(self.tag(f'{tag}/{name}'))}$" for name in names],
-                ]
-                for title, tag in _CHARTS.items()
-            }
-        }
+        charts = {}
+        for title, tag in _CHARTS.items():
+            shown = names
+            if tag in _OF_DIFFERENCE:
+                shown = ["RP"] if {"RP", "LR"} <= set(names) else []
+            # Regular expressions. Which mark is which curve's, TensorBoard decides at every start;
+            # its own legend says.
+            tags = [f"{re.escape(self.tag(f'{tag}/{name}'))}$" for name in shown]
+            if tags:
+                charts[title] = ["Multiline", tags]
+        return {category: charts}
 
     def show(
         self, writers: Sequence[Any], step: int, findings: Findings, metrics: dict[str, float]
@@ -128,7 +133,13 @@ class TensorBoardPages:
             findings: what was found.
             metrics: what was logged.
         """
-        column = Column(step, dict(findings.variances), findings.lr_weight, findings.rows)
+        column = Column(
+            step,
+            dict(findings.variances),
+            findings.lr_weight,
+            findings.rows,
+            findings.disagreement,
+        )
         if self._seen % self._every == 0:
             self.columns.append(column)
             if len(self.columns) > _COLUMNS:

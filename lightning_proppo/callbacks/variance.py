@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_proppo.callbacks.alarms import Alarm
+from lightning_proppo.callbacks.alarms import Alarm, Disagreement, Words
 from lightning_proppo.callbacks.outside import (
     SteppedParameters,
     hint_at_outside,
@@ -18,7 +18,7 @@ from lightning_proppo.callbacks.outside import (
 )
 from lightning_proppo.callbacks.successive import STEPS, SuccessiveGradients
 from lightning_proppo.callbacks.tensorboard import TensorBoardPages, lay_out, tensorboard_writers
-from lightning_proppo.comparison import COMPARABLE, Comparison, Findings
+from lightning_proppo.comparison import COMPARABLE, Comparison, Difference, Findings
 from lightning_proppo.errors import add_note, check_choice
 from lightning_proppo.installed_lightning import pl, rank_zero_warn
 from lightning_proppo.manager import PropagationManager
@@ -44,12 +44,16 @@ class VarianceMonitor(pl.Callback):
     - ``particles_needed/...``: how many particles that estimator needs to be as accurate as the one
       in use is with those of the batch, :math:`P V_{other} / V_{used}`;
     - ``not_finite/...``: how many particles have a gradient that is not finite;
+    - ``bias/RP``: RP's bias, :math:`\sqrt{\max(|\hat d|^2 - V_d, 0)}`, where :math:`\hat d` is RP's
+      gradient less LR's and :math:`V_d` its variance: both estimate the same gradient, but RP
+      misses what happens where the costs or the dynamics jump;
+    - ``disagreement/RP``: :math:`z = |\hat d| / \sqrt{V_d}`, about one without a bias;
 
     and under ``gradient/variance``, ``gradient/snr``, ``gradient/norm`` and ``gradient/not_finite``
     those of the estimator in use. TensorBoard also gets TP's weight on LR and both variances by
-    time step, as histograms and as an image. The gradient itself is left as it is. The step that
-    numbers are logged at is that of the module's own ``self.log``, so that their rows join: it
-    counts batches after which an optimizer stepped, however many did.
+    time step, as histograms and as images, and where RP and LR disagree. The gradient itself is
+    left as it is. The step that numbers are logged at is that of the module's own ``self.log``, so
+    that their rows join: it counts batches after which an optimizer stepped, however many did.
 
     With a manager whose estimator is ``"RP"``, ``"LR"``, ``"TP"`` or ``"TPX"``, the rollout of that
     step is recorded in a way that all of them can be had from; other steps run as they always do.
@@ -63,10 +67,13 @@ class VarianceMonitor(pl.Callback):
         compare: the estimators to compare.
         parameters: names of parameters or submodules that the variance is of; None: all that the
             rollout reaches.
-        alarm: what happens when the gradient is noise: None for nothing, ``"warn"``, or ``"stop"``.
+        alarm: what happens when the gradient is noise, or wrong because RP misses a jump: None for
+            nothing, ``"warn"``, or ``"stop"``. Where RP misses a jump but TP's guard does not, or
+            LR is in use, ``"stop"`` warns only.
         min_snr: the alarm's threshold for the signal-to-noise ratio.
         max_rp_ratio: where RP is in use, its variance raises the alarm at so many times LR's.
-        patience: how many looks must find it so; the ratio is that of all of them together.
+        patience: how many looks must find it so; the ratio, and the difference of RP and LR, are
+            those of all of them together.
         attribute: the module's attribute that holds the manager.
         sketches: random projections of each particle's gradient at parameters of more than 32
             elements; more are more exact and cost more.
@@ -237,10 +244,10 @@ class VarianceMonitor(pl.Callback):
     ) -> None:
         """Log what was found."""
         del outputs, batch, batch_idx
-        comparison = self._comparison
+        comparison, own = self._comparison, self._own
         self._give_back()
-        if comparison is not None:
-            findings = comparison.findings()
+        if comparison is not None and own is not None:
+            findings = comparison.findings(own[0].disagreement)
             if findings is not None:
                 self._report(trainer, pl_module, comparison, findings)
                 self._hint(trainer, pl_module, comparison)
@@ -361,6 +368,10 @@ class VarianceMonitor(pl.Callback):
                 particles, variance[used], variance[name]
             )
             metrics[f"not_finite/{name}"] = wrong[name] * trainer.world_size
+        difference = _of_all_ranks(trainer, pl_module, findings.difference)
+        if difference is not None:
+            metrics["bias/RP"] = difference.bias
+            metrics["disagreement/RP"] = difference.standard_errors
         of_used = {
             "gradient/variance": metrics[f"variance/{used}"],
             "gradient/snr": metrics[f"snr/{used}"],
@@ -368,16 +379,27 @@ class VarianceMonitor(pl.Callback):
             "gradient/not_finite": metrics[f"not_finite/{used}"],
         }
         self._log(trainer, {**of_used, **metrics})
+        # Of the mean over all ranks, as the totals are.
+        shown = replace(
+            findings,
+            variances={k: v / trainer.world_size for k, v in findings.variances.items()},
+            disagreement=_mean_tensor(trainer, pl_module, findings.disagreement).cpu(),
+        )
         if trainer.is_global_zero:
             writers = tensorboard_writers(trainer)
-            # Of the mean over all ranks, as the totals are.
-            shares = {k: v / trainer.world_size for k, v in findings.variances.items()}
-            shown = replace(findings, variances=shares)
             self._pages.show(writers, self._logged_step, shown, metrics)
         ratio = None
         if used == "RP" and variance.get("LR", 0.0) > 0:
             ratio = variance["RP"] / variance["LR"]
-        self._say(trainer, self.alarm.check(signal[used], variance[used], ratio))
+        disagreement = Disagreement(
+            used,
+            findings.guarded,
+            None if difference is None else difference.folded(),
+            particles,
+            shown.disagreement,
+            findings.rows,
+        )
+        self._say(trainer, self.alarm.check(signal[used], variance[used], ratio, disagreement))
 
     def _hint(self, trainer: Any, pl_module: Any, comparison: Comparison) -> None:
         """Say which parameters TP had better not weigh at."""
@@ -407,12 +429,13 @@ class VarianceMonitor(pl.Callback):
         self._log(trainer, of_used)
         self._say(trainer, self.alarm.check(signal, found.variance))
 
-    def _say(self, trainer: Any, found: Sequence[str]) -> None:
+    def _say(self, trainer: Any, found: Sequence[Words]) -> None:
         """Warn, and stop the training if that is wanted."""
         for words in found:
-            stops = "stops the training" if self.alarm.action == "stop" else "warns"
-            rank_zero_warn(f"{self._title()} {stops} at step {self._logged_step}: {words}")
-            if self.alarm.action == "stop":
+            stops = self.alarm.action == "stop" and not words.harmless
+            does = "stops the training" if stops else "warns"
+            rank_zero_warn(f"{self._title()} {does} at step {self._logged_step}: {words.text}")
+            if stops:
                 trainer.should_stop = True
 
     def _log(self, trainer: Any, metrics: dict[str, float]) -> None:
@@ -449,11 +472,25 @@ def _logged_step(trainer: Any) -> int:
 
 
 def _mean_over_ranks(trainer: Any, pl_module: Any, numbers: Iterable[float]) -> list[float]:
-    numbers = list(numbers)
+    tensor = torch.tensor([*numbers], dtype=torch.float64)
+    return _mean_tensor(trainer, pl_module, tensor).tolist()
+
+
+def _mean_tensor(trainer: Any, pl_module: Any, own: Tensor) -> Tensor:
+    """Return the mean over the ranks, which must have tensors of one shape."""
     if trainer.world_size == 1:
-        return numbers
-    tensor = torch.tensor(numbers, dtype=torch.float64, device=pl_module.device)
-    return [float(x) for x in trainer.strategy.reduce(tensor, reduce_op="mean")]
+        return own
+    found: Tensor = trainer.strategy.reduce(own.to(pl_module.device), reduce_op="mean")
+    return found
+
+
+def _of_all_ranks(trainer: Any, pl_module: Any, own: Difference | None) -> Difference | None:
+    """Return the difference of the mean over ranks' gradients."""
+    if own is None:
+        return None
+    vector = _mean_tensor(trainer, pl_module, own.vector)
+    (variance,) = _mean_over_ranks(trainer, pl_module, [own.variance])
+    return Difference(vector, variance / trainer.world_size)
 
 
 _warned: set[str] = set()

@@ -51,6 +51,21 @@ def signal_to_noise(signal: float, variance: float) -> float:
     return max(signal, 0.0) / variance
 
 
+def standard_errors(squared_norm: float, variance: float) -> float:
+    r"""Return :math:`|\hat g| / \sqrt{V}`, which is about one for a gradient that is noise alone.
+
+    Args:
+        squared_norm: :math:`|\hat g|^2`.
+        variance: :math:`V = \mathrm{tr}\, \mathrm{Cov}[\hat g]`.
+
+    Returns:
+        Zero for zero without noise.
+    """
+    if variance == 0:
+        return math.inf if squared_norm > 0 else 0.0
+    return math.sqrt(squared_norm / variance)
+
+
 def particles_needed(particles: int, variance_used: float, variance_other: float) -> float:
     r"""Return how many particles another estimator needs for the accuracy of the one in use.
 

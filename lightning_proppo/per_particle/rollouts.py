@@ -6,7 +6,7 @@ the rollout's, :math:`\sum_i |\sum_t g_{it} - \bar g|^2`, is not the sum of thos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from lightning_proppo.per_particle.contributions import (
 from lightning_proppo.per_particle.fallback import one_by_one, one_by_one_portions, warn_one_by_one
 from lightning_proppo.per_particle.plans import LEAF, Place, Plan
 from lightning_proppo.per_particle.registry import Operation
-from lightning_proppo.per_particle.sketches import EXACT, ParameterSketch, Shares, Signs
+from lightning_proppo.per_particle.sketches import EXACT, ParameterSketch, Shares, Signs, less
 from lightning_proppo.per_particle.uses import Answers, ParameterUses
 
 
@@ -162,16 +162,25 @@ class RolloutGradients:
     def squares(self) -> list[Tensor]:
         r"""Return :math:`\sum_i |g_i - \bar g|^2` for each estimator, float64 scalars."""
         totals = [self.totals(number) for number in range(self.estimators)]
-        found = [torch.zeros((), dtype=torch.float64) for _ in range(self.estimators)]
+        found = [self._squares_apart(own) for own in totals]
         for key, sketch in self._sketches.items():
             parts = sketch.squares([own.get(key) for own in totals])
             found = [x + y.to(x.device) for x, y in zip(found, parts, strict=True)]
-        for key in self._apart - set(self._sketches):
-            # Each particle has elements of its own, so the squares are those of the total.
-            for number, own in enumerate(totals):
-                if key in own:
-                    square = own[key].double().square().sum() * (1 - 1 / self.particles)
-                    found[number] = found[number] + square.to(found[number].device)
+        return found
+
+    def difference(self, first: int, second: int) -> dict[int, Tensor]:
+        """Return one estimator's gradient less another's, flat, by ``id`` of the parameter."""
+        one, other = self.totals(first), self.totals(second)
+        found = {key: less(one.get(key), other.get(key)) for key in {**one, **other}}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def squares_of_difference(self, first: int, second: int) -> Tensor:
+        r"""Return :math:`\sum_i |d_i - \bar d|^2` of :meth:`difference`, a float64 scalar."""
+        totals = self.difference(first, second)
+        found = self._squares_apart(totals)
+        for key, sketch in self._sketches.items():
+            part = sketch.squares_of_difference(first, second, totals.get(key))
+            found = found + part.to(found.device)
         return found
 
     def not_finite(self) -> list[int]:
@@ -185,6 +194,15 @@ class RolloutGradients:
         return [int(rows.sum()) for rows in wrong]
 
     # -- inner -------------------------------------------------------------------------------
+
+    def _squares_apart(self, totals: Mapping[int, Tensor]) -> Tensor:
+        """Return the squares at parameters of which each particle has elements of its own."""
+        found = torch.zeros((), dtype=torch.float64)
+        for key in self._apart - set(self._sketches):
+            if key in totals:  # the squares are those of the total
+                square = totals[key].double().square().sum() * (1 - 1 / self.particles)
+                found = found + square.to(found.device)
+        return found
 
     def _as_they_lie(
         self, uses: ParameterUses, entry: int, found: list[Contribution]

@@ -113,18 +113,17 @@ class ParameterSketch:
         Args:
             totals: :math:`\sum_i g_i`, of the parameter's elements; None for zero.
         """
-        found = []
-        for sums, total in zip(self._sums, totals, strict=True):
-            if sums is None:
-                found.append(torch.zeros((), dtype=torch.float64))
-                continue
-            rows = sums.double()
-            if total is not None:
-                # Centred before it is squared: the spread may be small beside the mean.
-                rows = rows - self._of_mean(total.detach().to(sums.dtype) / self.particles)
-            square = rows.square().sum()
-            found.append(square if self.exact else square / self.copies)
-        return found
+        return [self._squares(*pair) for pair in zip(self._sums, totals, strict=True)]
+
+    def squares_of_difference(self, first: int, second: int, total: Tensor | None) -> Tensor:
+        r"""Return :math:`\sum_i |d_i - \bar d|^2`, where d are two estimators' differences.
+
+        Args:
+            first: its number.
+            second: that of the one that is subtracted.
+            total: :math:`\sum_i d_i`, of the parameter's elements; None for zero.
+        """
+        return self._squares(less(self._sums[first], self._sums[second]), total)
 
     def total(self, number: int) -> Tensor | None:
         """Return an estimator's gradient, flat, of a parameter that is kept as it is; else None."""
@@ -136,6 +135,16 @@ class ParameterSketch:
         return [None if sums is None else ~sums.flatten(1).isfinite().all(1) for sums in self._sums]
 
     # -- inner -------------------------------------------------------------------------------
+
+    def _squares(self, sums: Tensor | None, total: Tensor | None) -> Tensor:
+        if sums is None:
+            return torch.zeros((), dtype=torch.float64)
+        rows = sums.double()
+        if total is not None:
+            # Centred before it is squared: the spread may be small beside the mean.
+            rows = rows - self._of_mean(total.detach().to(sums.dtype) / self.particles)
+        square = rows.square().sum()
+        return square if self.exact else square / self.copies
 
     def _choose(self, part: Contribution) -> None:
         """Choose how to keep contributions, by the first one."""
@@ -244,6 +253,13 @@ class ParameterSketch:
         if self._multiplies == "table":
             return matrices.mT @ signs
         return (matrices if self._multiplies == "right" else matrices.mT) @ signs[start:stop]
+
+
+def less(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Return the difference of two tensors, where None is zero."""
+    if first is None or second is None:
+        return first if second is None else -second
+    return first - second
 
 
 def _known(weight: Tensor) -> float | None:

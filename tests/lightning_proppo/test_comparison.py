@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from lightning_proppo import PropagationManager, expand
-from lightning_proppo.comparison import COMPARABLE, Comparison, Findings, Kind, time_steps
+from lightning_proppo.comparison import (
+    COMPARABLE,
+    Comparison,
+    Difference,
+    Findings,
+    Kind,
+    time_steps,
+)
+from lightning_proppo.disagreement import DisagreementMemory
 from lightning_proppo.mathematics.accuracy import trace_of_covariance
 from lightning_proppo.per_particle import rollouts, sketches
 from lightning_proppo.propagators import TotalProp, estimator_names, make_estimator
@@ -252,6 +260,43 @@ def test_small_parameters_are_without_an_error(monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(sums.sum(0), total.flatten())
 
 
+def test_the_difference_is_that_among_particles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With RP's and LR's covariance: costs' own gradients, which both have, are none of it."""
+    for module in (sketches, rollouts):
+        monkeypatch.setattr(module, "EXACT", 1000)
+    walker = Walker(particles=20)
+    for used in COMPARABLE:
+        torch.manual_seed(9)
+        findings, comparison, _ = compare(walker, used)
+        rp, lr, _ = by_hand(walker, 9)
+        expected = (rp - lr).var(0).sum() / walker.particles
+        assert findings.difference is not None
+        assert findings.difference.variance == pytest.approx(float(expected), rel=1e-9)
+        assert sum(findings.estimates[name].variance for name in ("RP", "LR")) != pytest.approx(
+            float(expected), rel=1e-3
+        )
+        totals = comparison._gradients.difference(0, 1)
+        found = torch.cat([totals[id(p)] for p in walker.parameters])
+        torch.testing.assert_close(found, (rp - lr).mean(0), rtol=1e-9, atol=1e-12)
+        norm = (rp - lr).mean(0).norm()
+        torch.testing.assert_close(findings.difference.vector.norm(), norm)
+
+
+def test_the_difference_of_large_parameters_is_sketched() -> None:
+    """So many sketches leave an error of about 1 %."""
+    walker = Walker(particles=20)
+    torch.manual_seed(8)
+    findings, _, _ = compare(walker, "TP", copies=400)
+    rp, lr, _ = by_hand(walker, 8)
+    expected = (rp - lr).var(0).sum() / walker.particles
+    assert findings.difference.variance == pytest.approx(float(expected), rel=0.03)
+
+
+@pytest.mark.parametrize("names", [("LR", "TP"), ("RP", "TP")])
+def test_there_is_no_difference_of_one(names: Sequence[str]) -> None:
+    assert compare(Walker(particles=20), "TP", names)[0].difference is None
+
+
 def test_variances_by_time_step_are_in_the_rollouts_order() -> None:
     walker = Walker(particles=20)
     torch.manual_seed(10)
@@ -377,6 +422,100 @@ def test_samples_that_do_not_come_again_are_rows() -> None:
     findings, _, _ = compare(Planner(), "TP")
     assert findings.rows == "sample"
     assert findings.variances["LR"].shape == findings.lr_weight.shape == (5,)
+
+
+# -- what the guard finds ------------------------------------------------------------------------
+
+
+def look_at(
+    rollout: Any, manager: PropagationManager, names: Sequence[str] = COMPARABLE
+) -> tuple[Findings, DisagreementMemory]:
+    """Return what is found in a rollout, and what the guard remembers after it."""
+    own = manager.default_propagator, manager.loss_propagator
+    used = comparable(*own)
+    assert used is not None
+    comparison = Comparison(used, names)
+    manager.default_propagator, manager.loss_propagator = comparing_propagators(own[0], comparison)
+    torch.autograd.grad(rollout(manager), rollout.parameters, allow_unused=True)
+    manager.default_propagator, manager.loss_propagator = own
+    findings = comparison.findings(manager.disagreement)
+    assert findings is not None
+    return findings, manager.disagreement
+
+
+@pytest.mark.parametrize("used", COMPARABLE)
+def test_a_time_steps_disagreement_is_the_largest_of_its_samples(used: str) -> None:
+    agent = Agent("after the state")
+    torch.manual_seed(16)
+    manager = PropagationManager(used)
+    for _ in range(3):
+        findings, memory = look_at(agent, manager)
+    assert memory.gradients == 3
+    assert findings.guarded
+    expected = memory.standard_errors().reshape(agent.horizon, 2).amax(1)
+    torch.testing.assert_close(findings.disagreement, expected)
+
+
+def test_a_sample_of_a_fixed_distribution_has_nothing_to_disagree_on() -> None:
+    class Started(Chaos):
+        """Draws the first state, which reaches no parameter."""
+
+        def __call__(self, manager: PropagationManager) -> Tensor:
+            x = self.system.initial_state(self.particles, torch.float64)
+            x = manager.sample(Normal(x, 0.1))
+            for _ in range(self.system.horizon):
+                x = manager.sample(self.system.transition(x, self.parameters[0]))
+            return manager.loss(self.system.cost(x))
+
+    torch.manual_seed(17)
+    findings, memory = look_at(Started(2.0, horizon=5), PropagationManager("TP"))
+    known = memory.standard_errors()
+    assert len(known) == 5
+    assert float(findings.disagreement[0]) in (0.0, float(known[0]))
+    torch.testing.assert_close(findings.disagreement[-4:], known[-4:])
+
+
+def test_without_the_guard_no_time_steps_disagreement_is_known() -> None:
+    torch.manual_seed(18)
+    findings, _ = look_at(Chaos(2.0, horizon=5), PropagationManager("TP", guard=False))
+    assert not findings.guarded
+    assert len(findings.disagreement) == 0
+    assert findings.difference is not None
+
+
+def test_without_tp_no_time_steps_disagreement_is_known() -> None:
+    torch.manual_seed(18)
+    findings, _ = look_at(Chaos(2.0, horizon=5), PropagationManager("RP"), ("RP", "LR"))
+    assert not findings.guarded
+    assert len(findings.disagreement) == 0
+
+
+def test_what_is_known_of_another_rollout_says_nothing_of_this_one() -> None:
+    manager = PropagationManager("TP")
+    comparison = Comparison("TP")
+    own = manager.default_propagator
+    manager.default_propagator, manager.loss_propagator = comparing_propagators(own, comparison)
+    for horizon in (5, 6):
+        chaos = Chaos(2.0, horizon=horizon)
+        torch.autograd.grad(chaos(manager), chaos.parameters)
+    findings = comparison.findings(manager.disagreement)
+    assert findings is not None
+    assert findings.guarded
+    assert len(findings.disagreement) == 0
+
+
+@pytest.mark.parametrize("size", [3, 64, 100, 10_000])
+def test_a_folded_difference_has_the_same_length_on_average(size: int) -> None:
+    torch.manual_seed(19)
+    vectors = torch.randn(200, size, dtype=torch.float64)
+    folded = [Difference(vector, 2.0).folded() for vector in vectors]
+    assert {(*each.vector.shape, each.variance) for each in folded} == {(64, 2.0)}
+    ratios = torch.stack([each.vector for each in folded]).square().sum(1)
+    ratios /= vectors.square().sum(1)
+    if size <= 64:
+        torch.testing.assert_close(ratios, torch.ones_like(ratios))
+    else:  # one in 15,000 by chance
+        assert abs(float(ratios.mean()) - 1) < Z * float(ratios.std()) / len(ratios) ** 0.5
 
 
 # -- what can be compared ------------------------------------------------------------------------

@@ -229,3 +229,31 @@ def test_samples_are_reduced_in_portions_without_a_difference(
     whole = averages()
     monkeypatch.setattr("lightning_proppo.disagreement.WAITING", 300)
     torch.testing.assert_close(averages(), whole, rtol=0, atol=0)
+
+
+def test_it_says_by_how_many_standard_errors_samples_differ_the_first_one_first() -> None:
+    memory = DisagreementMemory()
+    assert memory.standard_errors().tolist() == []
+    rows = torch.tensor([[0.0], [5.0], [-3.0]], dtype=F)  # the last sample comes first
+    passes(memory, rows)
+    torch.testing.assert_close(memory.standard_errors(), rows.flatten().flip(0).abs())
+    for _ in range(3):
+        passes(memory, rows)
+    torch.testing.assert_close(memory.standard_errors(), 2 * rows.flatten().flip(0).abs())
+
+
+def test_of_a_samples_coordinates_the_one_that_differs_most_counts() -> None:
+    """Samples of several kinds: one of parameters between two of incoming samples."""
+    torch.manual_seed(0)
+    memory = DisagreementMemory()
+    look = memory.begin(3)
+    past, weight = torch.zeros(100, 0, dtype=F), torch.full((2,), 0.1, dtype=F)
+    rows = torch.randn(2, 100, 2, dtype=F) + torch.tensor([0.0, 1.0], dtype=F)
+    look.doubt(AtSamples(rows[0], past, weight, ALONE))
+    look.doubt(at_parameters(torch.tensor([3.0, 4.0], dtype=F)))
+    look.doubt(AtSamples(rows[1], past, weight, ALONE))
+    memory.keep(look)
+    units = rows.sum(1) / rows.square().sum(1).sqrt()
+    first, second = units.abs().amax(1)
+    expected = torch.stack([second, torch.tensor(5.0, dtype=F), first])
+    torch.testing.assert_close(memory.standard_errors(), expected)

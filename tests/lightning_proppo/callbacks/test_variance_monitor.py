@@ -6,6 +6,7 @@ import copy
 import csv
 import math
 import pickle
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,9 +23,12 @@ from torch.utils.data import DataLoader
 
 from lightning_proppo import PropagationCallback, PropagationManager, VarianceMonitor
 from lightning_proppo.callbacks import variance
-from lightning_proppo.callbacks.alarms import Alarm
+from lightning_proppo.callbacks.alarms import Alarm, Disagreement
 from lightning_proppo.callbacks.pictures import Column, draw_columns
+from lightning_proppo.comparison import Comparison, Difference
 from lightning_proppo.propagators import PauseProp
+from lightning_proppo.propagators.comparing import comparing_propagators
+from proppo_envs import ChaoticRNN
 
 from ...errors import all_that_it_says
 from ...quiet import QUIET
@@ -32,6 +36,7 @@ from ...quiet import QUIET
 PARTICLES = 16
 COMPARABLE = ("RP", "LR", "TP")
 KINDS = ("variance", "snr", "gradient_norm", "particles_needed", "not_finite")
+OF_RP = ("bias/RP", "disagreement/RP")
 OF_USED = ("gradient/variance", "gradient/snr", "gradient/norm", "gradient/not_finite")
 Z = 4.0  # two-sided; one in 15,000 by chance
 
@@ -122,7 +127,7 @@ def test_scalars_reach_any_logger(pl: ModuleType, estimator: str) -> None:
     fit(pl, make_module(pl), [PropagationCallback(estimator), monitor], logger)
     rows = [(step, found) for step, found in logger.rows if "gradient/variance" in found]
     assert [step for step, _ in rows] == [0, 2]
-    expected = {*OF_USED, *(f"{kind}/{name}" for kind in KINDS for name in COMPARABLE)}
+    expected = {*OF_USED, *OF_RP, *(f"{kind}/{name}" for kind in KINDS for name in COMPARABLE)}
     for _, found in rows:
         assert set(found) == expected
         assert all(isinstance(value, float) and math.isfinite(value) for value in found.values())
@@ -134,6 +139,60 @@ def test_scalars_reach_any_logger(pl: ModuleType, estimator: str) -> None:
         expected_snr = max(norm**2 - variance, 0) / variance
         assert found["gradient/snr"] == pytest.approx(expected_snr, rel=1e-4)
     assert monitor.last == rows[-1][1]
+
+
+def make_wall(pl: ModuleType, smooth: bool = False, batches: int = 4) -> Any:
+    """Return a module whose dynamics jump: x is thrown back to 0.2 beyond 0.5.
+
+    RP's gradient is -2.29, the true one -1.457.
+    """
+
+    class Wall(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.theta = nn.Parameter(torch.tensor(0.2))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            del batch, batch_idx
+            x = torch.zeros(1000, 1)
+            for _ in range(10):
+                away = torch.where(x > (torch.inf if smooth else 0.5), 0.2, 0.9 * x)
+                x = self.manager.sample(Normal(away + self.theta, 0.2))
+            return self.manager.loss((x - 1.0).square())
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+        def train_dataloader(self) -> Any:
+            return DataLoader(range(batches), batch_size=1)
+
+    return Wall()
+
+
+def rows_of(pl: ModuleType, module: Any, estimator: str, name: str) -> Tensor:
+    """Return what every step logs under a name."""
+    logger = make_recorder(pl)
+    fit(pl, module, [PropagationCallback(estimator), VarianceMonitor(every_n_steps=1)], logger)
+    return torch.tensor([found[name] for _, found in logger.rows if name in found])
+
+
+def test_the_bias_of_a_jump_is_shown(one_pl: ModuleType) -> None:
+    found = rows_of(one_pl, make_wall(one_pl, batches=30), "RP", "bias/RP")
+    error = float(found.std()) / len(found) ** 0.5
+    assert abs(float(found.mean()) - (2.29 - 1.457)) < Z * error + 0.005  # its rounding
+
+
+def test_without_a_jump_the_difference_has_the_length_of_its_noise(one_pl: ModuleType) -> None:
+    module = make_wall(one_pl, smooth=True, batches=60)
+    squares = rows_of(one_pl, module, "RP", "disagreement/RP").square()
+    error = float(squares.std()) / len(squares) ** 0.5
+    assert abs(float(squares.mean()) - 1) < Z * error
+
+
+def test_there_is_no_bias_to_be_seen_without_lr(one_pl: ModuleType) -> None:
+    monitor = VarianceMonitor(every_n_steps=1, compare=["RP"])
+    fit(one_pl, make_module(one_pl), [PropagationCallback("RP"), monitor])
+    assert not set(OF_RP) & set(monitor.last)
 
 
 def test_csv_gets_scalars(one_pl: ModuleType, tmp_path: Path) -> None:
@@ -173,7 +232,7 @@ def test_tensorboard_gets_pages(pl: ModuleType, tmp_path: Path) -> None:
     tags = events.Tags()
     expected = {f"{kind}/{name}" for kind in ("variance", "log10_variance") for name in COMPARABLE}
     assert expected <= set(tags["scalars"])
-    shown = ("variance_RP", "variance_LR", "weight_on_LR")
+    shown = ("variance_RP", "variance_LR", "weight_on_LR", "disagreement")
     assert {f"by_time_step/{name}" for name in shown} == set(tags["images"])
     assert len(tags["histograms"]) == 3
     # One name for an image and a histogram would hide one of them.
@@ -183,6 +242,9 @@ def test_tensorboard_gets_pages(pl: ModuleType, tmp_path: Path) -> None:
     assert charts["Gradient estimators", "log10 of variance"] == [
         f"log10_variance/{name}$" for name in COMPARABLE
     ]
+    assert charts["Gradient estimators", "log10 of bias"] == ["log10_bias/RP$"]
+    assert charts["Gradient estimators", "disagreement in standard errors"] == ["disagreement/RP$"]
+    assert "disagreement/RP" in tags["scalars"]
     # TensorBoard's order of curves is another at every start.
     assert not any(name in title for _, title in charts for name in COMPARABLE)
     hparams = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
@@ -698,8 +760,144 @@ def test_rp_that_explodes_raises_the_alarm() -> None:
     assert alarm.check(1.0, 1.0, 5.0) == ()
     assert alarm.check(1.0, 1.0, 500.0) == ()
     (words,) = alarm.check(1.0, 1.0, math.inf)
-    assert words.startswith("RP's variance is inf times LR's")
+    assert not words.harmless
+    assert words.text.startswith("RP's variance is inf times LR's")
     assert alarm.check(1.0, 1.0, math.nan) == ()  # said already
+
+
+def warnings_of(pl: ModuleType, module: Any, *callbacks: Any) -> tuple[list[str], Any]:
+    """Return what monitors say in a training, and the Trainer."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer = fit(pl, module, callbacks)
+    return [str(w.message) for w in said if "VarianceMonitor" in str(w.message)], trainer
+
+
+@pytest.mark.parametrize(
+    ("estimator", "options", "message"),
+    [
+        (
+            "RP",
+            {},
+            "RP, in use, misses that: its gradient is wrong.*Use the estimator 'TP' or 'LR'",
+        ),
+        ("TP", {"guard": False}, "TP without its guard, in use, misses that.*Use guard=True"),
+    ],
+)
+def test_a_jump_that_the_gradient_misses_stops_the_training(
+    one_pl: ModuleType, estimator: str, options: dict[str, Any], message: str
+) -> None:
+    monitor = VarianceMonitor(every_n_steps=1, alarm="stop", patience=8)
+    callback = PropagationCallback(estimator, options=options)
+    (words,), trainer = warnings_of(one_pl, make_wall(one_pl, batches=30), callback, monitor)
+    assert re.search(f"VarianceMonitor stops the training .*{message}", words)
+    assert "however high its signal-to-noise ratio" in words
+    assert 8 <= trainer.global_step < 30
+
+
+@pytest.mark.parametrize(
+    ("estimator", "message"),
+    [("TP", "TP, in use, relies on LR there"), ("LR", "LR, in use, does not")],
+)
+def test_a_jump_that_the_gradient_sees_is_said_and_stops_nothing(
+    one_pl: ModuleType, estimator: str, message: str
+) -> None:
+    """Where: after the last sample but one, whose successor is thrown back."""
+    monitor = VarianceMonitor(every_n_steps=1, alarm="stop", min_snr=0.0, patience=8)
+    callback = PropagationCallback(estimator)
+    (words,), trainer = warnings_of(one_pl, make_wall(one_pl, batches=30), callback, monitor)
+    begin = "VarianceMonitor warns .*RP and LR disagree at time step 8 by [0-9]+ standard"
+    assert re.search(f"{begin}.* after what is drawn there.*{message}", words)
+    assert trainer.global_step == 30
+
+
+def test_without_a_jump_there_is_no_alarm(one_pl: ModuleType) -> None:
+    monitor = VarianceMonitor(every_n_steps=1, alarm="stop", min_snr=0.0, patience=3)
+    module = make_wall(one_pl, smooth=True, batches=100)
+    words, trainer = warnings_of(one_pl, module, PropagationCallback("RP"), monitor)
+    assert words == []
+    assert trainer.global_step == 100
+
+
+def test_chaos_where_rp_is_right_raises_none() -> None:
+    """The chaotic network; RP's variance is many times LR's."""
+    torch.manual_seed(0)
+    manager = PropagationManager("RP")
+    own = manager.default_propagator
+    system = ChaoticRNN(horizon=30)
+    beta = torch.tensor([2.7], dtype=torch.float64, requires_grad=True)
+    alarm = Alarm("stop", 0.0, math.inf, patience=5)
+    for _ in range(40):
+        comparison = Comparison("RP")
+        found = comparing_propagators(own, comparison)
+        manager.default_propagator, manager.loss_propagator = found
+        x = system.initial_state(200, torch.float64)
+        for _ in range(system.horizon):
+            x = manager.sample(system.transition(x, beta))
+        manager.loss(system.cost(x)).backward()
+        findings = comparison.findings(manager.disagreement)
+        assert findings is not None
+        assert findings.difference is not None
+        latest = disagreement(
+            0.0,
+            findings.disagreement.tolist(),
+            difference=findings.difference.folded(),
+            particles=200,
+        )
+        assert alarm.check(1.0, 1.0, None, latest) == ()
+
+
+def disagreement(z: float, by_row: Sequence[float] = (), **options: Any) -> Disagreement:
+    """Return what a look may say: the rollout's difference, and time steps'."""
+    return Disagreement(
+        **{
+            "used": "RP",
+            "guarded": True,
+            "difference": Difference(torch.tensor([z, 0.0], dtype=torch.float64), 1.0),
+            "particles": 10**6,
+            "by_row": torch.tensor(by_row, dtype=torch.float64),
+            "rows": "time step",
+            **options,
+        }
+    )
+
+
+def test_differences_are_pooled_over_looks() -> None:
+    """3 errors four times are 6 together; with changing signs they are none."""
+    for signs, said in (((1, 1, 1, 1), 0), ((1, 1, 1, 1.1), 1), ((1, -1, 1, -1), 0)):
+        alarm = Alarm("warn", 0.0, 1e3, patience=4)
+        found = [alarm.check(1.0, 1.0, None, disagreement(2.99 * sign)) for sign in signs]
+        assert [len(words) for words in found] == [0, 0, 0, said]
+
+
+def test_a_difference_that_is_not_finite_is_none() -> None:
+    alarm = Alarm("warn", 0.0, 1e3, patience=3)
+    for z in (7.0, math.nan, math.inf):
+        assert not alarm._said
+        (*said,) = alarm.check(1.0, 1.0, None, disagreement(z))
+    assert [words.text.startswith("RP and LR disagree by 7 ") for words in said] == [True]
+
+
+def test_few_particles_prove_little() -> None:
+    alarm = Alarm("warn", 0.0, 1e3, patience=1)
+    assert alarm.check(1.0, 1.0, None, disagreement(100.0, particles=36)) == ()
+    assert len(alarm.check(1.0, 1.0, None, disagreement(100.0, particles=37))) == 1
+
+
+@pytest.mark.parametrize(
+    ("significant", "rows", "words"),
+    [
+        ([14, 15, 16], "time step", "at time steps 14 to 16 by up to 9"),
+        ([0], "sample", "at sample 0 by 9"),
+        ([3, 5, 7, 8], "time step", "at time steps 3, 5 and 7 to 8 by up to 9"),
+        ([], "time step", "disagree by 8"),
+    ],
+)
+def test_an_alarm_says_where(significant: list[int], rows: str, words: str) -> None:
+    by_row = [9.0 if row in significant else 5.9 for row in range(20)]
+    alarm = Alarm("warn", 0.0, 1e3, patience=1)
+    (said,) = alarm.check(1.0, 1.0, None, disagreement(8.0, by_row, rows=rows))
+    assert words in said.text
 
 
 def test_looks_are_pooled() -> None:
@@ -720,11 +918,22 @@ def test_images_show_what_there_is() -> None:
         for step in (0, 2, 4)
     ]
     figures = draw_columns(columns)
-    assert set(figures) == {"variance_RP", "variance_LR"}
+    assert set(figures) == {"variance_RP", "variance_LR"}  # nor is there any disagreement
     ax = figures["variance_RP"].axes[0]
     assert ax.get_xlabel() == "training step"
     (front,) = (line for line in ax.lines if line.get_label() == "front")
     assert list(front.get_ydata()) == [5.0, 5.0, 5.0]  # five samples where RP is noisier
+
+
+def test_an_image_shows_where_rp_and_lr_disagree() -> None:
+    values = torch.ones(4, dtype=torch.float64)
+    known = torch.tensor([1.0, 7.0, 20.0, 0.0], dtype=torch.float64)
+    columns = [Column(0, {"LR": values}, values), Column(1, {}, values, "sample", known)]
+    figure = draw_columns(columns)["disagreement"]
+    (image,) = figure.axes[0].collections
+    assert image.get_array()[:, 1].tolist() == known.tolist()
+    assert image.get_array().mask[:, 0].all()  # where nothing is known
+    assert (image.norm.vmin, image.norm.vmax) == (0, 12)
 
 
 def test_images_say_what_their_rows_are() -> None:
@@ -762,6 +971,32 @@ def test_an_alarm_remembers_looks_and_words() -> None:
         told = [first.check(*each) for each in checks[:cut]]
         second.load_state_dict(first.state_dict())
         assert told + [second.check(*each) for each in checks[cut:]] == said
+
+
+def test_an_alarm_remembers_differences() -> None:
+    looks = [disagreement(3.1)] * 4
+    whole = Alarm("warn", 0.0, 1e3, patience=4)
+    said = [whole.check(1.0, 1.0, None, each) for each in looks]
+    assert [len(words) for words in said] == [0, 0, 0, 1]
+    for cut in range(1, 4):
+        first, second = (Alarm("warn", 0.0, 1e3, patience=4) for _ in range(2))
+        told = [first.check(1.0, 1.0, None, each) for each in looks[:cut]]
+        second.load_state_dict(first.state_dict())
+        assert told + [second.check(1.0, 1.0, None, each) for each in looks[cut:]] == said
+
+
+def test_states_from_before_there_was_disagreement_are_loaded(one_pl: ModuleType) -> None:
+    monitor = VarianceMonitor(every_n_steps=1)
+    fit(one_pl, make_module(one_pl), [PropagationCallback("TP"), monitor])
+    state = copy.deepcopy(monitor.state_dict())
+    del state["alarm"]["differences"]
+    for column in state["pages"]["columns"]:
+        del column["disagreement"]
+    other = VarianceMonitor()
+    other.load_state_dict(state)
+    assert other.last == monitor.last
+    assert all(len(column.disagreement) == 0 for column in other._pages.columns)
+    assert "disagreement" not in draw_columns(other._pages.columns)
 
 
 def test_a_checkpoint_holds_the_image(one_pl: ModuleType, tmp_path: Path) -> None:

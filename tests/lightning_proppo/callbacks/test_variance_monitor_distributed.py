@@ -105,3 +105,12 @@ def test_twice_the_particles_have_half_the_variance(rows: Any, name: str) -> Non
     assert torch.equal(two, values(rows["of2rank1"], f"variance/{name}"))
     needed = values(rows["of2rank0"], "particles_needed/LR")
     torch.testing.assert_close(needed, torch.full_like(needed, 400.0))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_disagreement_is_in_standard_errors_of_all_ranks(rows: Any, ranks: int) -> None:
+    """RP has no bias here, so that z^2 is one on average. Looks are independent."""
+    squares = values(rows[f"of{ranks}rank0"], "disagreement/RP").square()
+    assert abs(squares.mean() - 1) < Z * squares.std() / len(squares) ** 0.5
+    first = values(rows[f"of{ranks}rank0"], "bias/RP")
+    assert torch.equal(first, values(rows[f"of{ranks}rank{ranks - 1}"], "bias/RP"))

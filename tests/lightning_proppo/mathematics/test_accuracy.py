@@ -12,6 +12,7 @@ from lightning_proppo.mathematics.accuracy import (
     signal_to_noise,
     squared_norm,
     squared_signal,
+    standard_errors,
     trace_of_covariance,
     variance_of_successive,
 )
@@ -87,3 +88,11 @@ def test_particles_needed(used: float, other: float, expected: float) -> None:
 def test_squared_norm() -> None:
     assert squared_norm([torch.tensor([3.0]), torch.tensor([[4.0]])]) == 25.0
     assert squared_norm([]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("squared_norm", "variance", "expected"),
+    [(9.0, 1.0, 3.0), (1.0, 4.0, 0.5), (0.0, 0.0, 0.0), (1.0, 0.0, math.inf), (1.0, math.inf, 0.0)],
+)
+def test_a_length_in_standard_errors(squared_norm: float, variance: float, expected: float) -> None:
+    assert standard_errors(squared_norm, variance) == expected

@@ -202,6 +202,12 @@ def test_kept_as_they_are_they_are_exact(name: str, monkeypatch: pytest.MonkeyPa
     rows, steps = by_hand(module, made)
     for found, expected in zip(gradients.squares(), rows, strict=True):
         assert float(found) == pytest.approx(float(summed_squares(expected)), rel=1e-9)
+    difference = rows[0] - rows[1]
+    found = gradients.squares_of_difference(0, 1)
+    assert float(found) == pytest.approx(float(summed_squares(difference)), rel=1e-9)
+    total = torch.cat(list(gradients.difference(0, 1).values()))
+    expected = difference.sum(0).square().sum()  # in another order
+    torch.testing.assert_close(total.square().sum(), expected)
     by_sample = gradients.variances_by_sample()["first"]
     for found, expected in zip(by_sample, steps, strict=True):
         assert float(found) == pytest.approx(float(summed_squares(expected)), rel=1e-9)
@@ -218,9 +224,16 @@ def test_sketches_are_right_on_average(name: str, monkeypatch: pytest.MonkeyPatc
     made = segments(module)
     rows, steps = by_hand(module, made)
     repetitions = [gather(module, made, copies=8, seed=seed) for seed in range(30)]
-    for place, each in enumerate(rows):
+    for place, each in enumerate([*rows, rows[0] - rows[1]]):
         expected = float(summed_squares(each))
-        found = torch.stack([gradients.squares()[place] for gradients in repetitions])
+        found = torch.stack(
+            [
+                gradients.squares()[place]
+                if place < len(rows)
+                else gradients.squares_of_difference(0, 1)
+                for gradients in repetitions
+            ]
+        )
         error = float(found.std()) / len(found) ** 0.5
         # Four standard errors: one in 15,000 by chance.
         assert abs(float(found.mean()) - expected) < 4 * error + 1e-9 * expected
