@@ -272,13 +272,26 @@ class Look:
         self._waiting.setdefault(evidence.kind, []).append(evidence)
         self._numbers += evidence.numbers()
         if self._remembered is None:
-            return self._doubt_alone(evidence)
+            self._latest = self._doubt_alone(evidence)
+            return self._latest
         if self._numbers > WAITING:
             self._reduce()
         if number >= len(self._remembered):
             return None
         kind, doubt = self._remembered[number]
         return doubt if kind == evidence.kind else None
+
+    def doubt_between(self) -> Tensor | None:
+        """Return the doubt at a sample without evidence: the larger one of its neighbours'.
+
+        Without a memory, the sample before it in time has not been seen yet.
+        """
+        if self._remembered is None or not self._kinds:
+            return self._latest
+        number = len(self._kinds)
+        neighbours = self._remembered[max(number - 1, 0) : number + 1]
+        doubts = [doubt for kind, doubt in neighbours if kind == self._kinds[-1]]
+        return torch.stack(doubts).amax(0) if doubts else None
 
     def finish(self) -> tuple[list[tuple[int, ...]], dict[tuple[int, ...], Differences]]:
         """Return each sample's kind, and the differences of all samples of each kind."""

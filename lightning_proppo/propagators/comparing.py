@@ -21,6 +21,7 @@ from lightning_proppo.propagators.backprop import BackPropagator
 from lightning_proppo.propagators.base import ComboProp, Propagator
 from lightning_proppo.propagators.baseline import BaselineProp
 from lightning_proppo.propagators.distributions import make_distribution
+from lightning_proppo.propagators.guard import guarded_between
 from lightning_proppo.propagators.loss import LossBase, LossProp
 from lightning_proppo.propagators.lr import LRBase, LRProp, message_loss
 from lightning_proppo.propagators.normal import NormalDraw
@@ -250,7 +251,7 @@ class ComparingBase(TPBase):
         )
         parameters: list[Tensor] = []
         expanded: list[Tensor] = []
-        if node["ivw_target"] != "node":
+        if node["ivw_target"] != "node" and kept is None:
             parameters, expanded = self._compared(node["ivw_target"], leaves, particles)
         uses: ParameterUses | None = None
         if kept is None and parameters:
@@ -295,13 +296,15 @@ class ComparingBase(TPBase):
                 for pull in (of_lr, of_rp)
             ]
             weighed = [self._weigh(node, uses, lr, rp, answers, None)]
+            at_places = [
+                [pull.totals(leaves, parameters) if parameters else pull.expanded]
+                for pull in (of_lr, of_rp)
+            ]
+            (weights,) = self._guarded(node, weighed, parameters or expanded, *at_places)
         else:
-            weighed = kept
-        at_places = [
-            [pull.totals(leaves, parameters) if parameters else pull.expanded]
-            for pull in (of_lr, of_rp)
-        ]
-        (weights,) = self._guarded(node, weighed, parameters or expanded, *at_places)
+            weighed, weights = kept, kept[0].weights
+            if node["guard"]:
+                (weights,) = guarded_between([weights])
         used = k_lr, k_rp = shielded(weights, of_rp.leaves)
         gradients["TP"] = mix(k_lr, of_lr.leaves, k_rp, of_rp.leaves)
         shared = [("LR", of_lr, {"LR": None, "TP": k_lr})]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_proppo.disagreement import AtParameters, AtSamples, Evidence, Look
+from lightning_proppo.disagreement import AtParameters, AtSamples, Look
 from lightning_proppo.engine.backward_pass import active_pass
 from lightning_proppo.propagators.weights import Weights
 from lightning_proppo.ranks import Ranks
@@ -33,8 +33,8 @@ def guarded_at_parameters(
     """
     parts = [(a - b).to_dense().reshape(-1) for a, b in zip(lr, rp, strict=True)]
     difference = parts[0] if len(parts) == 1 else torch.cat(parts)
-    doubt = _doubt(AtParameters(difference, squares, weights[0][0], particles, ranks))
-    return [*weights] if doubt is None else [_leaning(pair, doubt[0]) for pair in weights]
+    evidence = AtParameters(difference, squares, weights[0][0], particles, ranks)
+    return _leaning(weights, _look().doubt(evidence))
 
 
 def guarded_at_samples(
@@ -60,23 +60,30 @@ def guarded_at_samples(
     # By coordinate unless the weights are of another shape (all coordinates', or a half's).
     apart = k_lr.dim() > 0 and k_lr.shape == lr[0].shape[1:]
     lr_weight = k_lr.reshape(-1) if apart else k_lr.mean().reshape(1)
-    doubt = _doubt(AtSamples(rows, x, lr_weight, ranks))
+    return _leaning(weights, _look().doubt(AtSamples(rows, x, lr_weight, ranks)))
+
+
+def guarded_between(weights: Sequence[Weights]) -> list[Weights]:
+    """Return weights that were kept from another sample, leaning to LR as its neighbours' do."""
+    return _leaning(weights, _look().doubt_between())
+
+
+def _look() -> Look:
+    """Return what the running pass knows of RP's bias; nothing outside of one."""
+    running = active_pass()
+    return Look() if running is None or running.look is None else running.look
+
+
+def _leaning(weights: Sequence[Weights], doubt: Tensor | None) -> list[Weights]:
+    """Hand a share of RP's weights to LR: by coordinate as they are, or the largest for all."""
     if doubt is None:
         return [*weights]
-    doubt = doubt.view(k_lr.shape) if apart else doubt.amax()
-    return [_leaning(pair, doubt) for pair in weights]
-
-
-def _doubt(evidence: Evidence) -> Tensor | None:
-    """Return the running pass's doubt in RP; that of the evidence alone outside of a pass."""
-    running = active_pass()
-    look = None if running is None else running.look
-    return (look or Look()).doubt(evidence)
-
-
-def _leaning(weights: Weights, doubt: Tensor) -> Weights:
-    k_lr, k_rp = weights
-    return torch.addcmul(k_lr, k_rp, doubt), torch.addcmul(k_rp, k_rp, doubt, value=-1)
+    k_lr = weights[0][0]
+    share = doubt.view(k_lr.shape) if doubt.numel() == k_lr.numel() else doubt.amax()
+    return [
+        (torch.addcmul(k_lr, k_rp, share), torch.addcmul(k_rp, k_rp, share, value=-1))
+        for k_lr, k_rp in weights
+    ]
 
 
 def _side_by_side(tensors: Sequence[Tensor]) -> Tensor:

@@ -34,6 +34,7 @@ from lightning_proppo.propagators.distributions import (
 from lightning_proppo.propagators.guard import (
     guarded_at_parameters,
     guarded_at_samples,
+    guarded_between,
 )
 from lightning_proppo.propagators.halves import HALVES, centred_by_half, only_part, recentring
 from lightning_proppo.propagators.lr import message_loss
@@ -279,11 +280,12 @@ class TPBase(Propagator):
         self, node: Any, kept: list[Weighed] | None, lr: Pathway, rp: Pathway
     ) -> tuple[list[Weighed], Weights]:
         """Return a weight for each coordinate of the sample, by variance alone and guarded."""
-        if kept is not None and not node["guard"]:
-            return kept, kept[0].weights
+        if kept is not None:
+            weights = kept[0].weights
+            return kept, guarded_between([weights])[0] if node["guard"] else weights
         first, second = rows_at_node(node, lr), rp.cotangents[0]
-        weighed = kept or [Weighed(weights_at_node(node, lr, first, second))]
-        weights = weighed[0].weights
+        weights = weights_at_node(node, lr, first, second)
+        weighed = [Weighed(weights)]
         if not node["guard"]:
             return weighed, weights
         past = [leaf for leaf in active_index().leaves(outputs_of([lr, rp])) if is_cut(leaf)]
@@ -346,14 +348,18 @@ class TPBase(Propagator):
                 )
                 for part in parts
             ]
-        where = 1 if parameters else 2
-        weights = self._guarded(
-            node,
-            weighed,
-            parameters or expanded,
-            [answer[where] for answer in of_lr_by_part],
-            [answer[where] for answer in of_rp_by_part],
-        )
+        if kept is not None:
+            kept_weights = [part.weights for part in kept]
+            weights = guarded_between(kept_weights) if node["guard"] else kept_weights
+        else:
+            where = 1 if parameters else 2
+            weights = self._guarded(
+                node,
+                weighed,
+                parameters or expanded,
+                [answer[where] for answer in of_lr_by_part],
+                [answer[where] for answer in of_rp_by_part],
+            )
         lr_gradients = [answer[0] for answer in of_lr_by_part]
         rp_gradients = [answer[0] for answer in of_rp_by_part]
         arrived: list[tuple[Tensor, Tensor]] = []
