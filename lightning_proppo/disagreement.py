@@ -62,7 +62,7 @@ class AtSamples:
 
     Attributes:
         rows: LR's less RP's, [P, n].
-        past: samples before the one of which this is, [P, F].
+        past: what was drawn before the sample, [P, F].
         lr_weight: LR's weight by variance alone, [1] or [n].
         ranks: whose particles make up the batch.
     """
@@ -76,11 +76,6 @@ class AtSamples:
     def kind(self) -> tuple[int, ...]:
         """What samples whose evidence is pooled have in common."""
         return (self.rows.shape[1], self.past.shape[1])
-
-    @property
-    def coordinates(self) -> int:
-        """N."""
-        return self.rows.shape[1]
 
     @property
     def particles(self) -> int:
@@ -166,11 +161,13 @@ class DisagreementMemory:
         self._noise = (1 - share) ** 2 * self._noise + share**2
         for kind, now in found.items():
             before = self._averages.get(kind)
-            alone = None if before is None else self._alone(before)
+            alone = None if before is None else self._alone(before).to(now.units.device)
             sums, _ = _neighbours(now.units, alone)
             new = _Averages(*now, sums.square().sum(-1))
             if before is not None:
-                new = _Averages(*[x.lerp(y, share) for x, y in zip(before, new, strict=True)])
+                # A checkpoint's are on the CPU.
+                pairs = zip(before, new, strict=True)
+                new = _Averages(*[x.to(y.device).lerp(y, share) for x, y in pairs])
             self._averages[kind] = new
 
     def _alone(self, average: _Averages) -> Tensor:
@@ -219,25 +216,20 @@ class DisagreementMemory:
             "averages": [list(self._averages[kind]) for kind in dict.fromkeys(self._kinds)],
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
-        """Go on with that memory.
-
-        Args:
-            state: what :meth:`state_dict` returned.
-            device: the particles'.
-        """
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with that memory."""
         self.gradients, self._noise = state["gradients"], state["noise"]
         self._nodes = state["nodes"]
         self._kinds = [tuple(kind) for kind in state["kinds"]]
-        averages = [_Averages(*[x.to(device) for x in xs]) for xs in state["averages"]]
+        averages = [_Averages(*average) for average in state["averages"]]
         self._averages = dict(zip(dict.fromkeys(self._kinds), averages, strict=True))
 
 
 class Look:
     """One backward pass's questions to the memory, and its evidence.
 
-    A pass with a memory asks that alone, so that its weights do not depend on its own noise. A pass
-    without one asks its own evidence, and that of the time steps that follow.
+    A pass with a memory uses only the memory, so that its weights do not depend on its own noise.
+    A pass without one uses its own evidence, and that of the time steps that follow.
 
     Args:
         nodes: of the rollout.
@@ -254,12 +246,17 @@ class Look:
         self._waiting: dict[tuple[int, ...], list[Evidence]] = {}
         self._numbers = 0
         self._found: dict[tuple[int, ...], list[Differences]] = {}
-        self._recent: list[Tensor] = []
+        self._recent: list[tuple[tuple[int, ...], Tensor]] = []
+        self._latest: Tensor | None = None
 
     @property
     def asked(self) -> int:
         """How many samples have asked."""
         return len(self._kinds)
+
+    def again(self) -> Look:
+        """Return the same for another pass over the rollout, which finds the same weights."""
+        return Look(self.nodes, self._remembered)
 
     def doubt(self, evidence: Evidence) -> Tensor | None:
         """Return the share of RP's weight that LR is to have at the next sample.
@@ -315,11 +312,12 @@ class Look:
         least = limit(latest.lr_weight[0], len(unit), evidence.particles)
         square = unit.square().sum(-1)
         found = torch.where(square > least, square, 0.0)
-        together = [unit, *(u for u in self._recent if u.shape == unit.shape)]
+        together = [unit, *(u for kind, u in self._recent if kind == evidence.kind)]
         square = torch.stack(together).sum(0).square().sum(-1) / len(together)
         # Samples of one rollout are not independent; their sums scatter by up to half as much more.
         pooled = torch.where(square > 1.5 * least, square / len(together), 0.0)
-        self._recent = [unit.where(found.unsqueeze(-1) == 0, 0.0), *self._recent][:NEIGHBOURS]
+        alone = unit.where(found.unsqueeze(-1) == 0, 0.0)
+        self._recent = [(evidence.kind, alone), *self._recent][:NEIGHBOURS]
         return _of_coordinates(torch.maximum(found, pooled).unsqueeze(0), evidence.kind)[0]
 
 
@@ -359,11 +357,12 @@ def _folded(units: Tensor) -> Tensor:
     return units if size <= SKETCH else fold(units, signs(size, units.device))
 
 
-@functools.cache
+@functools.lru_cache(8)
 def signs(size: int, device: torch.device) -> Tensor:
     """Return random signs, [n], on a device to which nothing is copied after the first time."""
-    generator = torch.Generator().manual_seed(size)
-    return (2.0 * torch.randint(0, 2, (size,), generator=generator) - 1.0).to(device)
+    generator = torch.Generator("cpu").manual_seed(size)
+    drawn = torch.randint(0, 2, (size,), generator=generator, device="cpu")
+    return (2.0 * drawn - 1.0).to(device)
 
 
 def _neighbours(values: Tensor, left_out: Tensor | None) -> tuple[Tensor, Tensor]:

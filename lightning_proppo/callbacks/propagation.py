@@ -165,8 +165,10 @@ class PropagationCallback(pl.Callback):
         checkpoint[_NOISE] = self._noise.state_of_ranks()
         checkpoint[_OUTSIDE] = self._noise.outside_of_ranks()
         checkpoint[_LOGS] = self._logs.keep(trainer)
-        known = checkpoint.setdefault(_DISAGREEMENT, {})
-        known[self.attribute] = self.manager_of(pl_module).disagreement.state_dict()
+        manager = getattr(pl_module, self.attribute, None)
+        if isinstance(manager, PropagationManager):
+            known = checkpoint.setdefault(_DISAGREEMENT, {})
+            known[self.attribute] = manager.disagreement.state_dict()
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Take them from a checkpoint."""
@@ -177,7 +179,7 @@ class PropagationCallback(pl.Callback):
         known = checkpoint.get(_DISAGREEMENT, {}).get(self.attribute)
         if known is not None:
             memory = self.manager_of(pl_module).disagreement
-            memory.load_state_dict(known, trainer.strategy.root_device)
+            memory.load_state_dict(known)
         # As early as this, since data loaders draw when they are set up. Where they do not fit, the
         # stream of noise will say so.
         device = trainer.strategy.root_device

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_proppo.containers import Message
+from lightning_proppo.disagreement import Look
 from lightning_proppo.engine.backward_pass import BackwardPass, activate
 from lightning_proppo.engine.cuts import has_hooks, tape_of
 from lightning_proppo.engine.tape import Tape
@@ -64,6 +65,7 @@ class ClosedTape:
         self.differentiated = False
         self._cuts = list(cuts.values())
         self._released: str | None = None
+        self._look: Look | None = None  # of the latest pass
 
     def gradients(
         self, keep: bool, message: Any = None, incoming: Tensor | None = None
@@ -92,7 +94,9 @@ class ClosedTape:
         hooked = self.tape.makers([leaf for leaf in cuts if has_hooks(leaf)])
         self.tape.keep = keep
         memory = self.tape.memory
-        look = None if memory is None else memory.begin(len(self.tape))
+        if memory is not None:
+            self._look = self._look.again() if self._look else memory.begin(len(self.tape))
+        look = self._look
         try:
             # A pass may start inside another thread or another pass; this one is its own.
             # Each operation's backward runs in the precision of its forward; sums over particles
@@ -145,6 +149,7 @@ class ClosedTape:
     def release(self, reason: str) -> None:
         """Let go of cuts and graph; another pass is refused for that reason."""
         self._released = reason
+        self._look = None
         self._cuts = []
         self.tape.index.clear()
 

@@ -2,8 +2,8 @@ r"""Whether two estimators of one gradient disagree beyond their noise. Function
 
 RP misses what happens at a jump; LR does not. Both estimate the same gradient from the same
 particles, so that the mean of their difference D is RP's bias. What is tested and remembered is
-the difference in units of its standard error, :math:`u`: without a bias :math:`|u|^2` is about one,
-and it is at most P.
+the difference in units of its standard error about zero, :math:`u`: without a bias :math:`|u|^2` is
+about one, and it is at most P.
 """
 
 from __future__ import annotations

@@ -12,6 +12,10 @@ from lightning_proppo.engine.backward_pass import active_pass
 from lightning_proppo.propagators.weights import Weights
 from lightning_proppo.ranks import Ranks
 
+# Products of coordinates and features that are remembered of a sample; beyond, the past is left
+# out.
+PRODUCTS = 1024
+
 
 def guarded_at_parameters(
     weights: Sequence[Weights],
@@ -31,7 +35,7 @@ def guarded_at_parameters(
         particles: P, of all ranks.
         ranks: the ranks.
     """
-    parts = [(a - b).to_dense().reshape(-1) for a, b in zip(lr, rp, strict=True)]
+    parts = [(a.to_dense() - b.to_dense()).reshape(-1) for a, b in zip(lr, rp, strict=True)]
     difference = parts[0] if len(parts) == 1 else torch.cat(parts)
     evidence = AtParameters(difference, squares, weights[0][0], particles, ranks)
     return _leaning(weights, _look().doubt(evidence))
@@ -56,16 +60,31 @@ def guarded_at_samples(
     """
     rows = _side_by_side([a - b for a, b in zip(lr, rp, strict=True)])
     x = _side_by_side([leaf.detach() for leaf in past]).to(rows.dtype) if past else rows[:, :0]
+    if rows.shape[1] * (1 + x.shape[1]) > PRODUCTS:
+        x = x[:, :0]
     k_lr = weights[0][0]
-    # By coordinate unless the weights are of another shape (all coordinates', or a half's).
-    apart = k_lr.dim() > 0 and k_lr.shape == lr[0].shape[1:]
+    apart = _coordinatewise(weights, lr[0].shape[1:])
     lr_weight = k_lr.reshape(-1) if apart else k_lr.mean().reshape(1)
-    return _leaning(weights, _look().doubt(AtSamples(rows, x, lr_weight, ranks)))
+    return _leaning(weights, _look().doubt(AtSamples(rows, x, lr_weight, ranks)), apart)
 
 
-def guarded_between(weights: Sequence[Weights]) -> list[Weights]:
-    """Return weights that were kept from another sample, leaning to LR as its neighbours' do."""
-    return _leaning(weights, _look().doubt_between())
+def guarded_between(
+    weights: Sequence[Weights], coordinates: Sequence[int] | None = None
+) -> list[Weights]:
+    """Return weights that were kept from another sample, leaning to LR as its neighbours' do.
+
+    Args:
+        weights: on LR and on RP, as in :func:`guarded_at_parameters`, or for each coordinate.
+        coordinates: the shape of a particle's sample, where weights may be by coordinate.
+    """
+    apart = coordinates is not None and _coordinatewise(weights, coordinates)
+    return _leaning(weights, _look().doubt_between(), apart)
+
+
+def _coordinatewise(weights: Sequence[Weights], coordinates: Sequence[int]) -> bool:
+    """Return whether there is a weight for each coordinate of a sample."""
+    k_lr = weights[0][0]
+    return k_lr.dim() > 0 and tuple(k_lr.shape) == tuple(coordinates)
 
 
 def _look() -> Look:
@@ -74,12 +93,14 @@ def _look() -> Look:
     return Look() if running is None or running.look is None else running.look
 
 
-def _leaning(weights: Sequence[Weights], doubt: Tensor | None) -> list[Weights]:
-    """Hand a share of RP's weights to LR: by coordinate as they are, or the largest for all."""
+def _leaning(
+    weights: Sequence[Weights], doubt: Tensor | None, apart: bool = False
+) -> list[Weights]:
+    """Hand a share of RP's weights to LR: each coordinate's own, or else the largest."""
     if doubt is None:
         return [*weights]
     k_lr = weights[0][0]
-    share = doubt.view(k_lr.shape) if doubt.numel() == k_lr.numel() else doubt.amax()
+    share = (doubt.view(k_lr.shape) if apart else doubt.amax()).to(k_lr.device)
     return [
         (torch.addcmul(k_lr, k_rp, share), torch.addcmul(k_rp, k_rp, share, value=-1))
         for k_lr, k_rp in weights

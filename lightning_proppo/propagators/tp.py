@@ -282,13 +282,16 @@ class TPBase(Propagator):
         """Return a weight for each coordinate of the sample, by variance alone and guarded."""
         if kept is not None:
             weights = kept[0].weights
-            return kept, guarded_between([weights])[0] if node["guard"] else weights
+            if not node["guard"]:
+                return kept, weights
+            return kept, guarded_between([weights], rp.cotangents[0].shape[1:])[0]
         first, second = rows_at_node(node, lr), rp.cotangents[0]
         weights = weights_at_node(node, lr, first, second)
         weighed = [Weighed(weights)]
         if not node["guard"]:
             return weighed, weights
-        past = [leaf for leaf in active_index().leaves(outputs_of([lr, rp])) if is_cut(leaf)]
+        reached = active_index().leaves(outputs_of([lr, rp]))
+        past = [leaf for leaf in reached if is_cut(leaf) and leaf.shape[:1] == first.shape[:1]]
         return weighed, guarded_at_samples([weights], [first], [second], past, active_ranks())[0]
 
     def _mixed_gradients(
@@ -340,6 +343,7 @@ class TPBase(Propagator):
                 weighed.append(self._weigh(node, uses, lr, rp, answers, part))
             of_lr_by_part.append(answers[0])
             of_rp_by_part.append(answers[1])
+        independent = of_lr_by_part
         if lr.contributions is not None:  # they give the variance; this is the gradient
             of_lr_by_part = [
                 _split(
@@ -357,7 +361,8 @@ class TPBase(Propagator):
                 node,
                 weighed,
                 parameters or expanded,
-                [answer[where] for answer in of_lr_by_part],
+                # Particles' own rows are compared at samples.
+                [answer[where] for answer in (of_lr_by_part if parameters else independent)],
                 [answer[where] for answer in of_rp_by_part],
             )
         lr_gradients = [answer[0] for answer in of_lr_by_part]
@@ -406,7 +411,7 @@ class TPBase(Propagator):
             return weights
         particles, ranks = node["output"].shape[0], active_ranks()
         squares = [part.squares for part in weighed]
-        at_samples = None in squares
+        at_samples = squares[0] is None
         found = [
             (_sum(of_lr), _sum(of_rp), place)
             for of_lr, of_rp, place in zip(
@@ -423,7 +428,7 @@ class TPBase(Propagator):
         first, second, reached = zip(*found, strict=True)
         if at_samples:  # incoming ones, whose own values are the past
             return guarded_at_samples(weights, first, second, reached, ranks)
-        if not reached[0].is_leaf:  # parameters that were expanded over the particles
+        if is_cut(reached[0]) or not reached[0].is_leaf:  # with an axis of particles
             first, second = (tuple(rows.sum(0) for rows in both) for both in (first, second))
         return guarded_at_parameters(
             weights, first, second, _sum(squares), particles * ranks.size, ranks
