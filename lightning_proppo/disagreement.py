@@ -259,7 +259,7 @@ class Look:
         return Look(self.nodes, self._remembered)
 
     def doubt(self, evidence: Evidence) -> Tensor | None:
-        """Return the share of RP's weight that LR is to have at the next sample.
+        """Return the share of RP's weight to hand to LR at the next sample.
 
         Returns:
             [1], or [n] for each coordinate of a sample; None for zero.

@@ -97,7 +97,7 @@ def fold(values: Tensor, signs: Tensor) -> Tensor:
 
 
 def doubt(bias: Tensor, gradients: int) -> Tensor:
-    r"""Return the share of RP's weight that LR is to have because RP is biased.
+    r"""Return the share of RP's weight to hand to LR because RP is biased.
 
     .. math:: q = \frac{M b^2}{1 + M b^2}
 

@@ -335,6 +335,27 @@ def test_weights_may_be_kept_where_the_last_sample_is_not_guarded(name: str) -> 
         torch.autograd.grad(manager.loss(x.square()), [theta])
 
 
+def test_of_samples_of_many_coordinates_little_is_remembered() -> None:
+    """Not the products of 300 coordinates with 300 before them."""
+    manager = PropagationManager("TPX")
+    theta = torch.tensor(0.1, dtype=F, requires_grad=True)
+    for _ in range(2):
+        x = torch.zeros(20, 300, dtype=F)
+        for _ in range(3):
+            x = manager.sample(Normal(0.9 * x + theta, 0.2))
+        torch.autograd.grad(manager.loss(x.square().sum(1)), [theta])
+    assert {a.units.shape for a in manager.disagreement._averages.values()} == {(3, 300, 1)}
+
+
+def test_gradients_at_a_sample_are_summed_over_its_particles() -> None:
+    manager = PropagationManager("TP")
+    theta = torch.tensor(0.1, dtype=F, requires_grad=True)
+    x = manager.sample(Normal(theta.expand(20, 1), 0.2))
+    y = manager.sample(Normal(x, 0.1), ivw_target=[x])
+    torch.autograd.grad(manager.loss(y.square()), [theta])
+    assert {a.units.shape for a in manager.disagreement._averages.values()} == {(2, 1, 1)}
+
+
 @pytest.mark.parametrize("name", ["TP+BIW", "TP+MESH"])
 def test_particles_that_share_are_no_evidence_of_a_bias(name: str) -> None:
     """A linear chain, with variances compared at incoming samples; 2.2 with rows that depend.
